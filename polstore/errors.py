@@ -1,0 +1,149 @@
+"""Every error that polstore and polverify raise on purpose.
+
+    PolstoreError
+    ├── ProofError            exit 1   the proof is at fault
+    │   ├── MalformedError             bytes that are not what the format says
+    │   ├── SignatureError             a note without the signatures that were asked for
+    │   ├── MerkleError                an inclusion or consistency proof that does not fit its root
+    │   ├── ContinuityError            records that do not join up into one run
+    │   ├── ChallengeError             not the segments that were asked for
+    │   ├── DataError                  training samples other than the committed ones
+    │   ├── RecipeError                a recipe other than the committed one
+    │   └── ReplayError                a replay that does not match what was committed
+    ├── UsageError            exit 2   the call makes no sense as it stands
+    └── CallerError           exit 4   the caller's side is at fault
+        ├── MissingError               no such file, store, run, snapshot or segment
+        ├── ExistsError                it is there already and would be overwritten
+        ├── LockedError                somebody else is writing
+        ├── FullError                  no room left on the device
+        ├── DamagedError               a store whose own bytes do not hash to what they should
+        ├── KeyFileError               a key file that cannot be used
+        └── TrainingError              a training loop or state that cannot be recorded
+
+Exit code 3 (INCONCLUSIVE) is a verdict and never an error. Foreign exceptions are wrapped where bytes are parsed or
+files are touched, with ``from``.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CallerError",
+    "ChallengeError",
+    "ContinuityError",
+    "DamagedError",
+    "DataError",
+    "ExistsError",
+    "FullError",
+    "KeyFileError",
+    "LockedError",
+    "MalformedError",
+    "MerkleError",
+    "MissingError",
+    "PolstoreError",
+    "ProofError",
+    "RecipeError",
+    "ReplayError",
+    "SignatureError",
+    "TrainingError",
+    "UsageError",
+]
+
+
+class PolstoreError(Exception):
+    """Base of everything below; ``expected`` and ``got``, where given, end the message."""
+
+    exit_code = 4
+
+    def __init__(self, message: str, *, expected: object = None, got: object = None) -> None:
+        self.expected = expected
+        self.got = got
+        if expected is not None or got is not None:
+            message = f"{message}: expected {_show(expected)}, got {_show(got)}"
+        super().__init__(message)
+
+
+def _show(value: object) -> str:
+    """One short line for any value: bytes in hex, long text cut, control characters escaped."""
+    if isinstance(value, bytes):
+        text = value.hex() or "nothing"
+    elif isinstance(value, str):
+        text = value if value.isprintable() else ascii(value)
+    else:
+        text = repr(value)
+    return text if len(text) <= 200 else text[:200] + "…"
+
+
+class ProofError(PolstoreError):
+    """The proof is forged, malformed, or does not match."""
+
+    exit_code = 1
+
+
+class MalformedError(ProofError):
+    """Bytes that are not what their format says."""
+
+
+class SignatureError(ProofError):
+    """A note that lacks a signature that was asked for, or carries a false one."""
+
+
+class MerkleError(ProofError):
+    """An inclusion or consistency proof that does not lead to the root."""
+
+
+class ContinuityError(ProofError):
+    """Segment records that do not join up into one run."""
+
+
+class ChallengeError(ProofError):
+    """A bundle that does not answer the challenge."""
+
+
+class DataError(ProofError):
+    """Training samples other than those committed to."""
+
+
+class RecipeError(ProofError):
+    """A recipe file other than the one committed to."""
+
+
+class ReplayError(ProofError):
+    """A replay that does not match what was committed."""
+
+
+class UsageError(PolstoreError):
+    """A call that makes no sense as it stands."""
+
+    exit_code = 2
+
+
+class CallerError(PolstoreError):
+    """Something on the caller's side stands in the way."""
+
+
+class MissingError(CallerError):
+    """No such file, store, run, snapshot or segment."""
+
+
+class ExistsError(CallerError):
+    """It is there already and would be overwritten."""
+
+
+class LockedError(CallerError):
+    """Somebody else is writing."""
+
+
+class FullError(CallerError):
+    """No room left on the device."""
+
+
+class DamagedError(CallerError):
+    """A store whose own bytes do not hash to what they should."""
+
+
+class KeyFileError(CallerError):
+    """A key file that cannot be used."""
+
+
+class TrainingError(CallerError):
+    """A training loop or state that cannot be recorded."""

@@ -1,0 +1,125 @@
+"""The state digest: what a snapshot is, for everybody who signs or checks one.
+
+The digest is the RFC 6962 root over one entry per tensor, sorted by name, and one last entry for the scalars. An entry
+binds a tensor's name, dtype, shape and the SHA-256 of its little-endian contiguous bytes, so one tensor can be opened
+alone. It is computed over the logical state, after all quantisation: how a snapshot is stored is no part of it.
+Implements specs/state-digest.md. Does no I/O and knows nothing of numpy or torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from polstore.errors import MalformedError
+from polstore.wire import canonical, merkle
+from polstore.wire.fields import Fields
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from polstore.wire.canonical import Value
+
+__all__ = ["ITEM_SIZE", "MAX_DIMENSIONS", "MAX_NAME", "MAX_TENSORS", "TensorEntry", "scalars_entry", "state_digest"]
+
+ITEM_SIZE = {  # bytes of one element, by the name that torch and safetensors users know it under
+    "bool": 1,
+    "uint8": 1,
+    "int8": 1,
+    "int16": 2,
+    "uint16": 2,
+    "int32": 4,
+    "uint32": 4,
+    "int64": 8,
+    "uint64": 8,
+    "float8_e4m3fn": 1,
+    "float8_e5m2": 1,
+    "float16": 2,
+    "bfloat16": 2,
+    "float32": 4,
+    "float64": 8,
+    "complex64": 8,
+    "complex128": 16,
+}
+MAX_NAME = 512  # characters; module paths of large models stay under 200
+MAX_DIMENSIONS = 16
+MAX_TENSORS = 1_000_000
+MAX_ELEMENTS = 2**40  # of one tensor: 4 TiB of float32
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One tensor of a snapshot, by what is committed of it.
+
+    Attributes:
+        name: path of the tensor, for instance ``parameter/conv1.weight``.
+        dtype: a key of `ITEM_SIZE`.
+        shape: sizes, outermost first; empty for a single number.
+        digest: SHA-256 of the elements' little-endian bytes in row-major order.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    digest: bytes
+
+    def value(self) -> Value:
+        """Return the entry as a canonical value."""
+        return (0, self.name, self.dtype, self.shape, self.digest)
+
+    @classmethod
+    def from_value(cls, value: Value, what: str = "tensor entry") -> TensorEntry:
+        """Parse an entry; raises `MalformedError`."""
+        fields = Fields(value, what, 5)
+        fields.integer("kind", 0, 0)
+        return cls(*header(fields), digest=fields.digest("digest"))
+
+
+def header(fields: Fields) -> tuple[str, str, tuple[int, ...]]:
+    """Read name, dtype and shape of a tensor, each within its cap; raises `MalformedError`."""
+    name = fields.text("name", MAX_NAME)
+    dtype = fields.text("dtype", 16)
+    if dtype not in ITEM_SIZE:
+        raise MalformedError(f"{fields.what} {name} has an unknown dtype", expected=", ".join(ITEM_SIZE), got=dtype)
+    sizes = fields.array("shape", MAX_DIMENSIONS)
+    inner = Fields(sizes, f"{fields.what} {name}, shape", len(sizes))
+    shape = tuple(inner.integer("size", 0, MAX_ELEMENTS) for _ in sizes)
+    count = 1
+    for size in shape:
+        count *= size
+    if count > MAX_ELEMENTS:
+        raise MalformedError(f"{fields.what} {name} is too large", expected=f"at most {MAX_ELEMENTS}", got=count)
+    return name, dtype, shape
+
+
+def scalars_entry(scalars: bytes) -> Value:
+    """Return the last entry: the SHA-256 of the canonically encoded scalars."""
+    return (1, hashlib.sha256(scalars).digest())
+
+
+def check_order(names: Iterable[str], what: str) -> None:
+    """Require names in strictly ascending order of their UTF-8 bytes, so without duplicates."""
+    last: str | None = None
+    for name in names:
+        if last is not None and not last.encode() < name.encode():
+            raise MalformedError(f"{what} are not sorted or not unique", expected=f"a name after {last!r}", got=name)
+        last = name
+
+
+def state_digest(entries: Sequence[TensorEntry], scalars: bytes) -> bytes:
+    """Return the state digest, 32 bytes.
+
+    Args:
+        entries: one entry per tensor, sorted by the UTF-8 bytes of their names.
+        scalars: the canonical encoding of the scalars.
+
+    Raises:
+        MalformedError: the entries are not sorted, not unique, or too many.
+    """
+    if len(entries) > MAX_TENSORS:
+        raise MalformedError("snapshot has too many tensors", expected=f"at most {MAX_TENSORS}", got=len(entries))
+    check_order((entry.name for entry in entries), "tensor names of a snapshot")
+    leaves = [canonical.encode(entry.value()) for entry in entries]
+    leaves.append(canonical.encode(scalars_entry(scalars)))
+    return merkle.root([merkle.leaf_hash(leaf) for leaf in leaves])

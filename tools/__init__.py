@@ -1,0 +1,1 @@
+"""Programs around polstore that are not part of the packages."""

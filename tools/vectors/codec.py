@@ -1,0 +1,195 @@
+"""Vectors of specs/codec.md: quantised tensors, and stored snapshots good and bad.
+
+All frames are raw but for literal zstd frames, so the file comes out the same with every version of zstd.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from polstore.codec.frames import Encoding, StoredFrame, StoredGroup, StoredSnapshot, StoredTensor, decode, encode
+from polstore.codec.quantise import quantise
+from polstore.codec.snapshot import CARRIER, Snapshot, Tensor
+from polstore.errors import MalformedError
+
+FIDELITY = "float16-writeback"
+SCALARS = b"\x90"
+ZSTD_OF_100_ZEROS = bytes.fromhex("28b52ffd206445000010000001003f012c")
+WEIGHT, FIRST, SECOND = "parameter/w", "optimizer/w/exp_avg", "optimizer/w/exp_avg_sq"
+
+
+def vectors() -> dict[str, Any]:
+    """Return the contents of specs/vectors/codec.json."""
+    return {"format": "codec", "spec": "specs/codec.md", "cases": [*_quantised(), *_stored()]}
+
+
+def _floats(name: str, words: list[int]) -> Tensor:
+    return Tensor(name, "float32", (len(words),), np.array(words, "<u4").view("<f4"))
+
+
+def _quantised() -> list[dict[str, Any]]:
+    example = [0x3F8020C5, 0xC0000831, 0x3F000000], [0x3F800000, 0xC0000000, 0x3F000000]
+    rows: list[tuple[str, str, str, list[int], list[int]]] = [
+        ("weight-example", "the worked example", WEIGHT, *example),
+        (
+            "weight-unchanged",
+            "no delta: the base, negative zero included",
+            WEIGHT,
+            [0, 0x3F800000],
+            [1 << 31, 0x3F800000],
+        ),
+        ("weight-negative-zero", "base -0.0 plus half +0.0", WEIGHT, [1 << 31, 0x40000000], [1 << 31, 0x3F800000]),
+        ("weight-small-deltas", "subnormal halves", WEIGHT, [0x44800000, 0x33800001, 0x2F000000], [0, 0, 0]),
+        ("weight-subnormal", "the exponent stops at -126", WEIGHT, [1, 0x80000003], [0, 0]),
+        ("weight-nan", "a NaN makes the tensor exact", WEIGHT, [0x7FC00001, 0x3F9E0652], [0, 0]),
+        ("weight-base-infinite", "so does an infinity in the base", WEIGHT, [0x3F800000, 0x3F9E0652], [0x7F800000, 0]),
+        ("weight-delta-overflows", "so does a delta too large", WEIGHT, [0x7F61B1E6, 0x3F9E0652], [0xFF61B1E6, 0]),
+        (
+            "first-moment",
+            "the base's values play no part",
+            FIRST,
+            [0x3F9E0652, 0x80000000, 0x2E9E0652],
+            [0, 0, 0x7FC00000],
+        ),
+        ("first-moment-zeros", "zeros keep their signs", FIRST, [0, 1 << 31], [0, 0]),
+        ("first-moment-overflow", "2^128 - 2^104 would round up to 2^128", FIRST, [0x7F7FFFFF, 0x3F9E0652], [0, 0]),
+        ("second-moment-example", "the worked example", SECOND, [0x322BCC77, 0x32D6BF95], [0, 0]),
+        ("second-moment-ties", "ties to even", SECOND, [0x3F801000, 0x3F803000, 0x3F801001], [0, 0, 0]),
+        ("second-moment-subnormal", "never to zero", SECOND, [1, 0x80000001, 0x1800, 0], [0, 0, 0, 0]),
+        ("second-moment-overflow", "would round to infinity", SECOND, [0x7F7FF000, 0x3F9E0652], [0, 0]),
+        ("second-moment-nan", "rounding its bits would carry into the sign", SECOND, [0x7FFFFFFF, 0x3F9E0652], [0, 0]),
+        ("unknown-key", "exact", "optimizer/w/master_weight", [0x3F9E0652], [0]),
+        ("buffer", "exact", "buffer/running_mean", [0x3F9E0652], [0]),
+    ]
+    cases = []
+    for identifier, comment, name, live, base in rows:
+        before, after = (Snapshot((_floats(name, words),), SCALARS) for words in (base, live))
+        cases.append(
+            {
+                "id": identifier,
+                "comment": comment,
+                "kind": "quantise",
+                "fidelity": FIDELITY,
+                "name": name,
+                "shape": [len(live)],
+                "base": before.tensors[0].data.tobytes().hex(),
+                "live": after.tensors[0].data.tobytes().hex(),
+                "committed": quantise(after, before, FIDELITY).tensors[0].data.tobytes().hex(),
+                "result": "valid",
+            }
+        )
+    return cases
+
+
+def _stored() -> list[dict[str, Any]]:
+    base = Snapshot((_floats(WEIGHT, [0x3F800000, 0xC0000000, 0x3F000000]),), SCALARS)
+    live = Snapshot((_floats(WEIGHT, [0x3F8020C5, 0xC0000831, 0x3F000000]),), SCALARS)
+    record, frames, _ = encode(live, base, FIDELITY)
+    good = record.encode()
+    many_base, many_live = _all_encodings(0), _all_encodings(1)
+    many, many_frames, _ = encode(many_live, many_base, FIDELITY)
+    low = record.groups[0].frames[0]
+    zeros = b"\x01" + ZSTD_OF_100_ZEROS
+    return [
+        _case("stored-example", "the worked example", good, base, frames),
+        _case("stored-every-encoding", "all six encodings, 7 dtypes", many.encode(), many_base, many_frames),
+        _case("stored-keyframe", "no base", *_keyframe(base)),
+        _case("stored-zstd", "a compressed frame", *_zeros(zeros)),
+        _case("stored-wrong-base", "another base than the record names", good, live, frames),
+        _case("stored-no-base", "no base at hand", good, None, frames),
+        _case("stored-truncated", "the last byte is missing", good[:-1], base, frames),
+        _case("stored-extended", "a byte too many", good + b"\0", base, frames),
+        _case("stored-exponent", "exponent -23", good.replace(b"\x03\xe8", b"\x03\xe9"), base, frames),
+        _case("stored-encoding", "a value instead of a delta", good.replace(b"\x03\xe8", b"\x04\xe8"), base, frames),
+        _case("stored-name", "another tensor's name", good.replace(b"meter/w", b"meter/v"), base, frames),
+        _case("stored-scalars", "other scalars", good.replace(b"\xc4\x01\x90", b"\xc4\x01\xc0"), base, frames),
+        _case(
+            "stored-count", "a group of two items", good.replace(b"\x94\x03\x02\x03", b"\x94\x03\x02\x02"), base, frames
+        ),
+        _case("stored-frame-changed", "a bit of a frame", good, base, frames | {low.digest: b"\0\x1b\x18\0"}),
+        _case(
+            "stored-frame-equivalent",
+            "a delta of 2^-48 that 0.5 absorbs: other bytes, the same state",
+            good,
+            base,
+            frames | {low.digest: b"\0\x19\x18\x01"},
+        ),
+        _case("stored-frame-short", "a frame too short", good, base, frames | {low.digest: b"\0\x19\x18"}),
+        _case("stored-frame-kind", "a frame neither raw nor zstd", good, base, frames | {low.digest: b"\2\x19\x18\0"}),
+        _case("stored-zstd-bomb", "states 1 GiB of content", *_zeros(b"\x01" + _stating(1 << 30))),
+        _case("stored-zstd-trailing", "a byte after the zstd frame", *_zeros(zeros + b"\0")),
+        _case("stored-zstd-twice", "two zstd frames", *_zeros(zeros + ZSTD_OF_100_ZEROS)),
+    ]
+
+
+def _all_encodings(step: int) -> Snapshot:
+    moved = [1.0, 1.0 + step / 1000, 3.0 - step / 7]
+
+    def tensor(name: str, dtype: str, values: Any) -> Tensor:
+        data = np.array(values, CARRIER[dtype]).reshape(-1)
+        return Tensor(name, dtype, (data.size,), data)
+
+    return Snapshot(
+        (
+            tensor("buffer/a", "bool", [step, 1]),
+            tensor("buffer/b", "int64", [step - 5]),
+            tensor("buffer/c", "float64", moved),
+            tensor("buffer/d", "float16", moved),
+            Tensor("buffer/e", "complex128", (1,), np.array([step, 2], "<u8")),
+            tensor("buffer/f", "bfloat16", []),
+            tensor(FIRST, "float32", moved),
+            tensor(SECOND, "float32", moved),
+            tensor("parameter/frozen", "float32", [1.0]),
+            tensor(WEIGHT, "float32", moved),
+        ),
+        SCALARS,
+    )
+
+
+def _keyframe(snapshot: Snapshot) -> tuple[bytes, None, dict[bytes, bytes]]:
+    record, frames, _ = encode(snapshot, None, FIDELITY)
+    return record.encode(), None, frames
+
+
+def _zeros(frame: bytes) -> tuple[bytes, None, dict[bytes, bytes]]:
+    """Return a record of 100 zero bytes whose one frame is ``frame``."""
+    snapshot = Snapshot((Tensor("buffer/z", "uint8", (100,), np.zeros(100, "|u1")),), SCALARS)
+    digest = hashlib.sha256(frame).digest()
+    group = StoredGroup(Encoding.EXACT, 1, 100, (StoredFrame(digest, len(frame)),))
+    rows = tuple(StoredTensor(entry, Encoding.EXACT) for entry in snapshot.entries())
+    return StoredSnapshot(snapshot.digest(), None, SCALARS, rows, (group,)).encode(), None, {digest: frame}
+
+
+def _stating(size: int) -> bytes:
+    """Return the zstd frame of zeros with another content size in its header (4 bytes, single segment)."""
+    return ZSTD_OF_100_ZEROS[:4] + b"\xa0" + size.to_bytes(4, "little") + ZSTD_OF_100_ZEROS[6:]
+
+
+def _case(
+    identifier: str, comment: str, record: bytes, base: Snapshot | None, frames: dict[bytes, bytes]
+) -> dict[str, Any]:
+    """Return a decode case, with the outcome that the reference implementation has."""
+    case: dict[str, Any] = {
+        "id": identifier,
+        "comment": comment,
+        "kind": "decode",
+        "record": record.hex(),
+        "frames": {digest.hex(): frame.hex() for digest, frame in frames.items()},
+        "base_tensors": _listed(base) if base is not None else None,
+        "base_scalars": base.scalars.hex() if base is not None else None,
+    }
+    try:
+        out = decode(StoredSnapshot.parse(record), base, frames.__getitem__)
+    except MalformedError:
+        return case | {"result": "invalid", "error": "MalformedError"}
+    return case | {"result": "valid", "tensors": _listed(out)}
+
+
+def _listed(snapshot: Snapshot) -> list[dict[str, Any]]:
+    return [
+        {"name": t.name, "dtype": t.dtype, "shape": list(t.shape), "data": t.data.tobytes().hex()}
+        for t in snapshot.tensors
+    ]
