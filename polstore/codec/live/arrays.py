@@ -1,0 +1,53 @@
+"""Torch tensors to host arrays and back, bit for bit, for every dtype that can be committed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from polstore.codec.snapshot import CARRIER, Tensor
+from polstore.errors import TrainingError
+from polstore.wire.state import ITEM_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["dtype_name", "raw_bytes", "to_host", "to_torch"]
+
+TORCH_DTYPE = {name: getattr(torch, name) for name in ITEM_SIZE if hasattr(torch, name)}
+NAMES = {dtype: name for name, dtype in TORCH_DTYPE.items()}
+
+
+def dtype_name(path: str, tensor: torch.Tensor) -> str:
+    """Return the committed name of a tensor's dtype; raises `TrainingError` for one that has none."""
+    if tensor.layout is not torch.strided or tensor.dtype not in NAMES:
+        raise TrainingError(
+            f"tensor {path} cannot be committed",
+            expected="a dense tensor of " + ", ".join(TORCH_DTYPE),
+            got=f"{tensor.layout}, {tensor.dtype}",
+        )
+    return NAMES[tensor.dtype]
+
+
+def raw_bytes(tensor: torch.Tensor) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    """Return a private copy of a tensor's elements in row-major order as bytes, shape ``(nbytes,)``."""
+    flat = tensor.detach().to("cpu", copy=True).contiguous().reshape(-1)
+    array: np.ndarray[tuple[int], np.dtype[np.uint8]] = flat.view(torch.uint8).numpy()
+    return array
+
+
+def to_host(path: str, tensor: torch.Tensor) -> Tensor:
+    """Copy a torch tensor into a snapshot's tensor named ``path``."""
+    name = dtype_name(path, tensor)
+    return Tensor(path, name, tuple(tensor.shape), raw_bytes(tensor).view(np.dtype(CARRIER[name])))
+
+
+def to_torch(tensor: Tensor) -> torch.Tensor:
+    """Copy a snapshot's tensor into a new torch tensor on the CPU."""
+    if tensor.dtype not in TORCH_DTYPE:
+        raise TrainingError(f"tensor {tensor.name}: this torch has no such dtype", expected=NAMES, got=tensor.dtype)
+    flat = torch.from_numpy(tensor.data.view(np.uint8).copy())
+    shape: Sequence[int] = tensor.shape
+    return flat.view(TORCH_DTYPE[tensor.dtype]).reshape(shape)

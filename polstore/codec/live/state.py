@@ -1,0 +1,218 @@
+"""Capturing and restoring the whole training state of live torch objects.
+
+A snapshot holds, under these names: ``parameter/<path>``, ``buffer/<path>`` (those that a ``state_dict`` leaves out,
+too), ``optimizer/<parameter path>/<key>``, ``extra/<name>/<path>`` for whatever else has a state (schedulers, gradient
+scalers, averaged weights), and as scalars the step, the optimizer's hyperparameters and the trees of optimizer and
+extras. Randomness is keyed by step, so the step is all there is to commit of it. Implements specs/state-digest.md.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from polstore.codec.live.arrays import to_host, to_torch
+from polstore.codec.live.tree import flatten, unflatten
+from polstore.codec.snapshot import Snapshot
+from polstore.errors import MalformedError, TrainingError
+from polstore.wire import canonical
+from polstore.wire.fields import Fields
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from polstore.wire.canonical import Value
+    from polstore.wire.steps import Groups
+
+__all__ = ["MAX_SCALARS", "LiveState", "hyperparameters", "loss_value"]
+
+TAG = "polstore/scalars/v1"
+MAX_SCALARS = 16 * 2**20  # bytes
+
+
+class LiveState:
+    """The live objects of one training, seen as one state."""
+
+    def __init__(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, extras: Mapping[str, Any]) -> None:
+        for name, extra in extras.items():
+            if not (hasattr(extra, "state_dict") and hasattr(extra, "load_state_dict")):
+                raise TrainingError(f"extra {name} has no state", expected="state_dict() and load_state_dict()")
+        self.model = model
+        self.optimizer = optimizer
+        self.extras = dict(extras)
+        self._names = {id(parameter): name for name, parameter in model.named_parameters()}
+
+    def capture(self, step: int) -> Snapshot:
+        """Copy the whole state after ``step`` steps into a snapshot on the host; raises `TrainingError`."""
+        live, scalars = self._walk(step)
+        tensors = [to_host(name, live[name]) for name in sorted(live, key=str.encode)]
+        return Snapshot(tuple(tensors), scalars)
+
+    def write_back(self, step: int, captured: Snapshot, committed: Snapshot) -> None:
+        """Copy what quantisation changed of a captured snapshot into the live objects: training goes on from there."""
+        live, _ = self._walk(step)
+        with torch.no_grad():
+            for before, after in zip(captured.tensors, committed.tensors, strict=True):
+                if after.data is not before.data:
+                    live[after.name].copy_(to_torch(after))
+
+    def restore(self, snapshot: Snapshot) -> int:
+        """Make the live objects equal to ``snapshot`` and return its step.
+
+        Raises:
+            TrainingError: the snapshot does not fit these objects.
+            MalformedError: its scalars are not what they should be.
+        """
+        step, optimizer, extras = parse_scalars(snapshot.scalars)
+        self._restore_model(snapshot)
+
+        def tensor(name: Value) -> torch.Tensor:
+            if not isinstance(name, str):
+                raise MalformedError("state tree, tensor", expected="a name", got=name)
+            return to_torch(snapshot.tensor(name))
+
+        self._restore_optimizer(unflatten(optimizer, tensor))
+        states = unflatten(extras, tensor)
+        _require_keys("extras", self.extras, states)
+        for name, extra in self.extras.items():
+            _require_keys(f"extra {name}", extra.state_dict(), states[name])
+            extra.load_state_dict(states[name])
+        restored = self.capture(step)
+        if restored.digest() != snapshot.digest():
+            raise TrainingError(
+                "state did not survive being restored", expected=snapshot.digest(), got=_difference(snapshot, restored)
+            )
+        return step
+
+    def versions(self) -> int:
+        """Return a number that grows whenever a parameter or buffer is written in place."""
+        return sum(t._version for t in (*self.model.parameters(), *self.model.buffers()))  # no public way
+
+    def _walk(self, step: int) -> tuple[dict[str, torch.Tensor], bytes]:
+        """Return every live tensor by name, and the canonical scalars."""
+        live: dict[str, torch.Tensor] = {}
+
+        def add(name: str, tensor: torch.Tensor) -> Value:
+            if name in live:
+                raise TrainingError("two tensors of the state have the same name", expected="different names", got=name)
+            live[name] = tensor
+            return name
+
+        for name, parameter in self.model.named_parameters():
+            add(f"parameter/{name}", parameter)
+        for name, buffer in self.model.named_buffers():
+            add(f"buffer/{name}", buffer)
+        optimizer = flatten(self._optimizer_state(), "optimizer", add)
+        extras = flatten({name: extra.state_dict() for name, extra in self.extras.items()}, "extra", add)
+        return live, canonical.encode((TAG, step, optimizer, extras))
+
+    def _parameter_names(self) -> list[list[str]]:
+        """Return the names of every group's parameters; one outside the model gets its place as a name."""
+        return [
+            [self._names.get(id(parameter), f"#{number}.{place}") for place, parameter in enumerate(group["params"])]
+            for number, group in enumerate(self.optimizer.param_groups)
+        ]
+
+    def _optimizer_state(self) -> dict[str, Any]:
+        names = self._parameter_names()
+        state: dict[str, Any] = {}
+        groups = []
+        for group, group_names in zip(self.optimizer.param_groups, names, strict=True):
+            groups.append({**group, "params": group_names})
+            for parameter, name in zip(group["params"], group_names, strict=True):
+                if parameter in self.optimizer.state:
+                    state[name] = self.optimizer.state[parameter]
+        # The state's own entries come first in the path, so a tensor is called optimizer/<parameter>/<key>.
+        _require_free(state)
+        return {"#groups": groups, **state}
+
+    def _restore_model(self, snapshot: Snapshot) -> None:
+        live: dict[str, torch.Tensor] = {f"parameter/{name}": t for name, t in self.model.named_parameters()}
+        live.update({f"buffer/{name}": tensor for name, tensor in self.model.named_buffers()})
+        stored = {t.name: t for t in snapshot.tensors if t.name.startswith(("parameter/", "buffer/"))}
+        _require_keys("model", live, stored)
+        with torch.no_grad():
+            for name, target in live.items():
+                source = to_torch(stored[name])
+                if (source.shape, source.dtype) != (target.shape, target.dtype):
+                    raise TrainingError(
+                        f"tensor {name} does not fit",
+                        expected=f"{tuple(target.shape)} {target.dtype}",
+                        got=f"{tuple(source.shape)} {source.dtype}",
+                    )
+                target.copy_(source)
+
+    def _restore_optimizer(self, tree: Any) -> None:
+        if not isinstance(tree, dict) or not isinstance(tree.get("#groups"), list):
+            raise MalformedError("optimizer's scalars", expected="its groups", got=type(tree).__name__)
+        groups, names = tree.pop("#groups"), self._parameter_names()
+        if [group.get("params") if isinstance(group, dict) else None for group in groups] != names:
+            raise TrainingError("optimizer has other parameters", expected=f"{len(names)} groups of this model's")
+        parameters = {}
+        for live, stored, group_names in zip(self.optimizer.param_groups, groups, names, strict=True):
+            _require_keys("optimizer's hyperparameters", live, stored)
+            live.update({key: value for key, value in stored.items() if key != "params"})
+            parameters.update(dict(zip(group_names, ((parameter, live) for parameter in live["params"]), strict=True)))
+        self.optimizer.state.clear()
+        for name, state in tree.items():
+            if name not in parameters or not isinstance(state, dict):
+                raise TrainingError(
+                    "optimizer has state for an unknown parameter", expected="one of the model", got=name
+                )
+            parameter, group = parameters[name]
+            self.optimizer.state[parameter] = {
+                key: _to_device(key, value, parameter, group) for key, value in state.items()
+            }
+
+
+def hyperparameters(optimizer: torch.optim.Optimizer) -> Groups:
+    """Return the hyperparameters in use: per group, sorted (name, value) pairs without the parameters."""
+
+    def number(_: str, tensor: torch.Tensor) -> Value:
+        value: Value = tensor.item()
+        return value
+
+    return tuple(
+        tuple((name, flatten(group[name], f"optimizer/{name}", number)) for name in sorted(group) if name != "params")
+        for group in optimizer.param_groups
+    )
+
+
+def loss_value(loss: Any) -> float | None:
+    """Return a loss, a number or a tensor of one element, as it stands in a step record; None stays None."""
+    return None if loss is None else float(loss.detach() if isinstance(loss, torch.Tensor) else loss)
+
+
+def parse_scalars(scalars: bytes) -> tuple[int, Value, Value]:
+    """Return (step, optimizer tree, extras tree) of a snapshot's scalars; raises `MalformedError`."""
+    fields = Fields(canonical.decode(scalars, limit=MAX_SCALARS, what="scalars"), "scalars", 4)
+    fields.tag(TAG)
+    return fields.integer("step"), fields.value(), fields.value()
+
+
+def _to_device(key: object, value: Any, parameter: torch.Tensor, group: Mapping[str, Any]) -> Any:
+    """Put restored optimizer state where torch keeps it: with its parameter, but step counters on the CPU."""
+    if isinstance(value, torch.Tensor):
+        keep = key == "step" and not (group.get("capturable") or group.get("fused"))
+        return value if keep else value.to(parameter.device)
+    return value
+
+
+def _require_free(state: Mapping[str, Any]) -> None:
+    if "#groups" in state:
+        raise TrainingError("a parameter has a reserved name", expected="any other name", got="#groups")
+
+
+def _require_keys(what: str, live: Mapping[str, Any], stored: Any) -> None:
+    """Require that stored state has exactly the entries of the live one: no attribute can be smuggled in."""
+    if not isinstance(stored, dict) or live.keys() != stored.keys():
+        names = sorted(map(str, live.keys() ^ stored.keys())) if isinstance(stored, dict) else []
+        raise TrainingError(f"{what}: stored state does not fit", expected="the same entries", got=", ".join(names[:8]))
+
+
+def _difference(expected: Snapshot, got: Snapshot) -> str:
+    """Name the first entries in which two snapshots differ."""
+    theirs = {entry.name: entry for entry in got.entries()}
+    names = [entry.name for entry in expected.entries() if theirs.get(entry.name) != entry]
+    return ", ".join(names[:4]) or "other tensors or scalars"

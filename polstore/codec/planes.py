@@ -1,0 +1,71 @@
+"""Byte planes, and integer differences that compress well: reversible rearrangements of bits.
+
+A plane holds byte *i* of every element; the bytes of one plane resemble each other more than the bytes of one element.
+The integer difference of two floating-point numbers is taken between *ordered* integers, whose order is that of the
+numbers, so that close numbers have close integers. Everything here is a bijection on all bit patterns and wraps
+around modulo 2^width. Implements the physical part of specs/codec.md. Does no I/O.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from polstore.codec.snapshot import Array, bits
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["join", "ordered", "split", "unordered", "unzigzag", "zigzag"]
+
+
+def split(values: Array) -> list[Array]:
+    """Return the byte planes of a 1-D array, lowest byte first; each a contiguous ``u1`` array."""
+    octets = values.view("|u1").reshape(-1, values.dtype.itemsize)
+    return [np.ascontiguousarray(octets[:, i]) for i in range(values.dtype.itemsize)]
+
+
+def join(planes: Sequence[Array]) -> Array:
+    """Return the unsigned integers (1-D) whose byte planes, lowest first, are ``planes`` of equal size."""
+    octets = np.empty((planes[0].size, len(planes)), "|u1")
+    for i, plane in enumerate(planes):
+        octets[:, i] = plane
+    return octets.reshape(-1).view(f"<u{len(planes)}")
+
+
+def ordered(pattern: Array) -> Array:
+    """Map the bits of IEEE floats to signed integers in the order of the numbers; -0.0 comes right before 0.0.
+
+    Args:
+        pattern: 1-D unsigned bits of float16, bfloat16, float32 or float64.
+
+    Returns:
+        1-D signed integers of the same width.
+    """
+    width = pattern.dtype.itemsize * 8
+    signed = pattern.view(f"<i{pattern.dtype.itemsize}")
+    mask = signed >> (width - 1)  # all ones for a negative number
+    mask &= (1 << (width - 1)) - 1
+    mask ^= signed
+    return mask
+
+
+def unordered(integers: Array) -> Array:
+    """Undo `ordered`: return the unsigned bits."""
+    return bits(ordered(bits(integers)))
+
+
+def zigzag(difference: Array) -> Array:
+    """Map signed integers 0, -1, 1, -2, … to unsigned 0, 1, 2, 3, …: small in either direction has high planes of 0."""
+    out = difference >> (difference.dtype.itemsize * 8 - 1)
+    out ^= difference << 1
+    return bits(out)
+
+
+def unzigzag(codes: Array) -> Array:
+    """Undo `zigzag`: return the signed integers."""
+    out = codes & 1
+    np.negative(out, out=out)
+    out ^= codes >> 1
+    return out.view(f"<i{codes.dtype.itemsize}")

@@ -1,0 +1,462 @@
+from __future__ import annotations
+
+import hashlib
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zstandard
+
+from polstore.codec import frames, stored
+from polstore.codec.frames import Encoding, StoredFrame, StoredGroup, StoredSnapshot, StoredTensor, decode, encode
+from polstore.codec.quantise import FIDELITIES, quantise
+from polstore.codec.snapshot import CARRIER, Snapshot, Tensor, carrier_count
+from polstore.errors import DamagedError, MalformedError, PolstoreError, UsageError
+from polstore.wire import canonical
+from polstore.wire.state import ITEM_SIZE
+
+WRITEBACK = "float16-writeback"
+SCALARS = canonical.encode(("lr", 0.1))
+
+
+def tensor(name: str, dtype: str, shape: tuple[int, ...], seed: int) -> Tensor:
+    """Any bit pattern at all: NaN payloads, infinities, negative zeros, subnormals."""
+    carrier = np.dtype(CARRIER[dtype])
+    raw = np.random.default_rng(seed).bytes(carrier_count(dtype, shape) * carrier.itemsize)
+    return Tensor(name, dtype, shape, np.frombuffer(raw, carrier))
+
+
+def floats(name: str, values: np.ndarray) -> Tensor:
+    return Tensor(name, "float32", values.shape, np.ascontiguousarray(values, "<f4").reshape(-1))
+
+
+def snapshot(*tensors: Tensor, scalars: bytes = SCALARS) -> Snapshot:
+    return Snapshot(tuple(sorted(tensors, key=lambda t: t.name.encode())), scalars)
+
+
+def training(step: int) -> Snapshot:
+    """A small state that moves like a real one, with every role and encoding in it."""
+    rng = np.random.default_rng(1)
+    w, v = rng.standard_normal((12, 7)) * 0.02, np.exp(rng.standard_normal((12, 7)) - 14)
+    moved = np.random.default_rng(100 + step)
+    return snapshot(
+        floats("parameter/w", w + 3e-4 * step * moved.standard_normal(w.shape)),
+        floats("parameter/frozen", w),
+        floats("optimizer/w/exp_avg", moved.standard_normal(w.shape) * 1e-3),
+        floats("optimizer/w/exp_avg_sq", v * (1 + 0.01 * step * moved.standard_normal(w.shape))),
+        floats("optimizer/w/step", np.array(float(step))),
+        floats("buffer/mean", moved.standard_normal(7)),
+        Tensor("buffer/count", "int64", (), np.array([step], "<i8")),
+        Tensor("buffer/mask", "bool", (4,), np.array([0, 1, step % 2, 255], "|u1")),
+        Tensor("extra/empty", "float32", (0, 3), np.empty(0, "<f4")),
+    )
+
+
+def bytes_of(snap: Snapshot) -> list[bytes]:
+    return [t.data.tobytes() for t in snap.tensors]
+
+
+def roundtrip(snap: Snapshot, base: Snapshot | None, fidelity: str) -> StoredSnapshot:
+    record, blobs, committed = encode(snap, base, fidelity)
+    again = StoredSnapshot.parse(record.encode())
+    assert again == record
+    assert set(blobs) == set(record.blobs)
+    assert all(hashlib.sha256(frame).digest() == digest for digest, frame in blobs.items())
+    assert record.stored_bytes == sum(map(len, blobs.values()))
+    out = decode(again, base, blobs.__getitem__)
+    wanted = quantise(snap, base, fidelity)
+    assert bytes_of(out) == bytes_of(committed) == bytes_of(wanted)
+    assert out.digest() == committed.digest() == wanted.digest() == record.state_digest
+    assert [(t.name, t.dtype, t.shape) for t in out.tensors] == [(t.name, t.dtype, t.shape) for t in snap.tensors]
+    assert out.scalars == snap.scalars
+    return record
+
+
+@pytest.mark.parametrize("fidelity", FIDELITIES)
+def test_every_dtype_shape_and_bit_pattern(fidelity: str) -> None:
+    def state(seed: int) -> Snapshot:
+        shapes = [(), (0,), (1,), (3, 5), (2, 0, 4)]
+        kinds = ["parameter/{}", "optimizer/{}/exp_avg", "optimizer/{}/exp_avg_sq", "buffer/{}"]
+        return snapshot(
+            *(
+                tensor(kind.format(f"{dtype}{i}"), dtype, shape, seed + 17 * i)
+                for dtype in CARRIER
+                for i, shape in enumerate(shapes)
+                for kind in kinds
+            )
+        )
+
+    keyframe = state(1)
+    assert {row.encoding for row in roundtrip(keyframe, None, fidelity).tensors} == {Encoding.EXACT}
+    roundtrip(state(2), keyframe, fidelity)
+    again = roundtrip(keyframe, keyframe, fidelity)
+    if fidelity == "lossless":
+        assert again.blobs == ()
+
+
+def test_carriers_cover_every_dtype_and_size() -> None:
+    assert CARRIER.keys() == ITEM_SIZE.keys()
+    for dtype, size in ITEM_SIZE.items():
+        assert carrier_count(dtype, ()) * np.dtype(CARRIER[dtype]).itemsize == size
+
+
+def test_encodings_of_a_training_state() -> None:
+    base = encode(training(0), None, WRITEBACK)[2]
+    record = roundtrip(training(1), base, WRITEBACK)
+    assert {row.entry.name: row.encoding.name for row in record.tensors} == {
+        "parameter/w": "SCALED_DELTA",
+        "parameter/frozen": "SAME",
+        "optimizer/w/exp_avg": "SCALED_VALUE",
+        "optimizer/w/exp_avg_sq": "ROUNDED_DIFFERENCE",
+        "optimizer/w/step": "DIFFERENCE",
+        "buffer/mean": "DIFFERENCE",
+        "buffer/count": "DIFFERENCE",
+        "buffer/mask": "EXACT",
+        "extra/empty": "EXACT",
+    }
+    assert [(g.encoding.name, g.item_size) for g in record.groups] == [
+        ("EXACT", 1),
+        ("DIFFERENCE", 4),
+        ("DIFFERENCE", 8),
+        ("SCALED_DELTA", 2),
+        ("SCALED_VALUE", 2),
+        ("ROUNDED_DIFFERENCE", 4),
+    ]
+
+
+def test_a_chain_does_not_drift() -> None:
+    base = None
+    for step in range(6):
+        live = training(step)
+        record, blobs, committed = encode(live, base, WRITEBACK)
+        base = decode(record, base, blobs.__getitem__)
+        assert base.digest() == committed.digest()
+    assert np.abs(base.tensor("parameter/w").data - live.tensor("parameter/w").data).max() < 1e-2 * 2**-11
+
+
+def test_empty_snapshot_and_snapshot_without_elements() -> None:
+    roundtrip(Snapshot((), b""), None, "lossless")
+    roundtrip(snapshot(tensor("a", "float64", (0, 2), 0)), None, "lossless")
+
+
+def test_a_tensor_larger_than_a_group_spans_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "MAX_GROUP", 40)
+    for dtype in ("float32", "complex128", "uint8", "bfloat16"):
+        tensors = [tensor(f"t{i}", dtype, (n,), i) for i, n in enumerate([3, 45, 0, 1, 10, 20])]
+        record = roundtrip(snapshot(*tensors), None, "lossless")
+        assert all(g.count * g.item_size <= 40 for g in record.groups)
+        assert len(record.groups) == -(-sum(t.nbytes for t in tensors) // 40)
+
+
+def test_another_cut_of_the_groups_decodes_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    base = encode(training(0), None, WRITEBACK)[2]
+    records = []
+    for limit in (32, 1 << 28):
+        monkeypatch.setattr(frames, "MAX_GROUP", limit)
+        record, blobs, _ = encode(training(1), base, WRITEBACK)
+        records.append(record)
+        assert decode(record, base, blobs.__getitem__).digest() == record.state_digest
+    assert records[0].groups != records[1].groups
+    assert records[0].state_digest == records[1].state_digest
+
+
+def test_compressible_planes_shrink_and_others_stay_raw() -> None:
+    record, blobs, _ = encode(snapshot(floats("a", np.ones(1000))), None, "lossless")
+    assert all(frame[0] == frames.ZSTD and len(frame) < 50 for frame in blobs.values())
+    record, blobs, _ = encode(snapshot(tensor("a", "uint8", (1000,), 1)), None, "lossless")
+    assert [(frame[0], len(frame)) for frame in blobs.values()] == [(frames.RAW, 1001)]
+    assert record.groups[0].frames[0].size == 1001
+
+
+def test_encode_notices_a_decoder_that_disagrees(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frames, "scale_halves", lambda halves, exponent: np.ones(halves.size, "<f4"))
+    with pytest.raises(DamagedError, match="optimizer/w/exp_avg"):
+        encode(training(1), training(0), WRITEBACK)
+
+
+def test_encode_refuses_an_unknown_fidelity() -> None:
+    with pytest.raises(UsageError):
+        encode(training(0), None, "zip")
+
+
+def test_worked_example_of_the_spec() -> None:
+    base = snapshot(floats("parameter/w", np.array([1.0, -2.0, 0.5])), scalars=b"\x90")
+    live = snapshot(floats("parameter/w", np.array([1.001, -2.0005, 0.5])), scalars=b"\x90")
+    record, blobs, _ = encode(live, base, WRITEBACK)
+    text = " ".join((Path(__file__).parents[2] / "specs" / "codec.md").read_text().split())
+    for digest, frame in blobs.items():
+        assert f"00 {frame[1:].hex()} SHA-256 {digest.hex()}" in text
+    assert f"base state digest {base.digest().hex()}" in text
+    assert f"result state digest {record.state_digest.hex()}" in text
+    data = record.encode()
+    assert len(data) == 233
+    known = data.hex()
+    for digest in (record.state_digest, base.digest(), *blobs):
+        known = known.replace(digest.hex(), "")
+    entry = record.tensors[0].entry
+    assert entry.digest.hex() in text
+    assert known == (
+        "96b4706f6c73746f72652f736e617073686f742f7631c420c420c4019091939500ab706172616d657465722f77a7666c6f617433329103c420"
+        + entry.digest.hex()
+        + "03e891940302039292c4200492c42004"
+    )
+
+
+# Hostile records and frames
+
+
+@pytest.fixture(scope="module")
+def honest() -> tuple[StoredSnapshot, dict[bytes, bytes], Snapshot]:
+    base = encode(training(0), None, WRITEBACK)[2]
+    record, blobs, _ = encode(training(1), base, WRITEBACK)
+    return record, blobs, base
+
+
+def fetcher(blobs: dict[bytes, bytes]):
+    def fetch(digest: bytes) -> bytes:
+        if digest not in blobs:
+            raise MalformedError("no such blob", got=digest)
+        return blobs[digest]
+
+    return fetch
+
+
+def refuse(record: StoredSnapshot, base: Snapshot | None, blobs: dict[bytes, bytes], match: str) -> None:
+    with pytest.raises(MalformedError, match=match):
+        decode(record, base, fetcher(blobs))
+
+
+def test_every_flipped_byte_of_a_record_is_caught(honest) -> None:
+    record, blobs, base = honest
+    data = record.encode()
+    for position in range(len(data)):
+        for mask in (1, 0x80, 0xFF):
+            bad = bytearray(data)
+            bad[position] ^= mask
+            with pytest.raises(MalformedError):
+                decode(StoredSnapshot.parse(bytes(bad)), base, fetcher(blobs))
+
+
+def test_every_truncation_and_extension_of_a_record_is_caught(honest) -> None:
+    data = honest[0].encode()
+    for length in range(len(data)):
+        with pytest.raises(MalformedError):
+            StoredSnapshot.parse(data[:length])
+    with pytest.raises(MalformedError):
+        StoredSnapshot.parse(data + b"\0")
+
+
+def test_every_flipped_byte_of_every_frame_is_caught(honest) -> None:
+    record, blobs, base = honest
+    for digest, frame in blobs.items():
+        for position in range(len(frame)):
+            bad = bytearray(frame)
+            bad[position] ^= 1 << position % 8
+            try:
+                out = decode(record, base, fetcher({**blobs, digest: bytes(bad)}))
+            except MalformedError:
+                continue
+            # zstd ignores some header bits; then the content is what it should be.
+            assert out.digest() == record.state_digest
+
+
+def test_random_bytes_never_raise_anything_else(honest) -> None:
+    record, blobs, base = honest
+    rng = random.Random(9)
+    for digest, frame in blobs.items():
+        for _ in range(20):
+            noise = frame[:1] + rng.randbytes(len(frame) - 1)
+            with pytest.raises(MalformedError):
+                decode(record, base, fetcher({**blobs, digest: noise}))
+    for _ in range(200):
+        with pytest.raises(PolstoreError):
+            StoredSnapshot.parse(rng.randbytes(rng.randrange(64)))
+
+
+def test_wrong_base(honest) -> None:
+    record, blobs, base = honest
+    refuse(record, None, blobs, "another base")
+    refuse(record, encode(training(2), None, WRITEBACK)[2], blobs, "another base")
+    keyframe, own, _ = encode(training(0), None, WRITEBACK)
+    refuse(keyframe, base, own, "another base")
+
+
+def test_base_that_lacks_the_tensor(honest) -> None:
+    record, blobs, base = honest
+    smaller = Snapshot(tuple(t for t in base.tensors if t.name != "parameter/w"), base.scalars)
+    refuse(replace(record, base=smaller.digest()), smaller, blobs, "base has no tensor like parameter/w")
+
+
+def test_declared_size_cap(honest) -> None:
+    record, blobs, base = honest
+    assert decode(record, base, fetcher(blobs), max_bytes=record.nbytes).nbytes == record.nbytes + len(SCALARS)
+    with pytest.raises(MalformedError, match="too large"):
+        decode(record, base, fetcher(blobs), max_bytes=record.nbytes - 1)
+
+
+def one_plane(frame: bytes, count: int, *, size: int | None = None) -> tuple[StoredSnapshot, dict[bytes, bytes]]:
+    """A record of one uint8 tensor of zeros whose single frame is ``frame``."""
+    digest = hashlib.sha256(frame).digest()
+    snap = snapshot(Tensor("a", "uint8", (count,), np.zeros(count, "|u1")))
+    group = StoredGroup(Encoding.EXACT, 1, count, (StoredFrame(digest, len(frame) if size is None else size),))
+    rows = tuple(StoredTensor(entry, Encoding.EXACT) for entry in snap.entries())
+    return StoredSnapshot(snap.digest(), None, SCALARS, rows, (group,)), {digest: frame}
+
+
+def zstd(content: bytes, *, with_size: bool = True) -> bytes:
+    return b"\x01" + zstandard.ZstdCompressor(write_content_size=with_size).compress(content)
+
+
+def test_frame_of_zeros_is_accepted_raw_and_compressed() -> None:
+    for frame in (b"\0" + bytes(100), zstd(bytes(100))):
+        record, blobs = one_plane(frame, 100)
+        assert decode(record, None, blobs.__getitem__).tensors[0].data.tobytes() == bytes(100)
+
+
+@pytest.mark.parametrize(
+    ("frame", "match"),
+    [
+        (zstd(bytes(1 << 20)), "content of a zstd frame"),  # a bomb: 1 MiB where 100 bytes were declared
+        (zstd(bytes(99)), "content of a zstd frame"),
+        (zstd(bytes(100), with_size=False), "content of a zstd frame"),
+        (zstd(bytes(100)) + b"\0", "not one zstd frame"),
+        (zstd(bytes(100)) + zstd(bytes(100))[1:], "not one zstd frame"),
+        (zstd(bytes(100))[:-1], "not one zstd frame"),
+        (b"\x01" + b"\x50\x2a\x4d\x18\x04\0\0\0abcd" + zstd(bytes(100))[1:], "zstd frame"),  # a skippable frame first
+        (b"\x01abc", "not one zstd frame"),
+        (b"\x00" + bytes(99), "raw frame"),
+        (b"\x02" + bytes(100), "first byte"),
+        (b"\x00" + b"\x01" + bytes(99), "decoded tensor a"),
+    ],
+)
+def test_hostile_frames(frame: bytes, match: str) -> None:
+    record, blobs = one_plane(frame, 100)
+    refuse(record, None, blobs, match)
+
+
+def test_zstd_frame_with_a_checksum_that_fails() -> None:
+    good = b"\x01" + zstandard.ZstdCompressor(write_checksum=True).compress(bytes(100))
+    record, blobs = one_plane(good, 100)
+    assert decode(record, None, blobs.__getitem__).nbytes == 100 + len(SCALARS)
+    record, blobs = one_plane(good[:-1] + bytes((good[-1] ^ 1,)), 100)
+    refuse(record, None, blobs, "not one zstd frame")
+
+
+@pytest.mark.parametrize("delta", [-1, 1])
+def test_frame_of_another_size_than_declared(delta: int) -> None:
+    frame = zstd(bytes(100))
+    record, blobs = one_plane(frame, 100, size=len(frame) + delta)
+    refuse(record, None, blobs, "size of a frame")
+
+
+def test_huge_declared_shapes_allocate_nothing() -> None:
+    entry = replace(snapshot(tensor("a", "uint8", (1,), 0)).entries()[0], shape=(1 << 40,))
+    with pytest.raises(MalformedError, match="do not hold what the tensors need"):
+        StoredSnapshot(bytes(32), None, SCALARS, (StoredTensor(entry, Encoding.EXACT),), ())
+    frame = StoredFrame(bytes(32), 2)
+    groups = tuple(StoredGroup(Encoding.EXACT, 1, stored.MAX_GROUP, (frame,)) for _ in range(1 << 12))
+    digest = stored.state_digest([entry], SCALARS)
+    record = StoredSnapshot(digest, None, SCALARS, (StoredTensor(entry, Encoding.EXACT),), groups)
+    refuse(record, None, {}, "too large")
+    with pytest.raises(MalformedError, match="no such blob"):
+        decode(record, None, fetcher({}), max_bytes=1 << 60)
+
+
+def values_of(record: StoredSnapshot) -> list:
+    return list(canonical.decode(record.encode(), limit=1 << 20, what="record"))
+
+
+@pytest.mark.parametrize(
+    ("index", "value", "match"),
+    [
+        (0, "polstore/snapshot/v2", "format tag"),
+        (1, bytes(31), "state digest"),
+        (1, bytes(32), "contradicts its state digest"),
+        (2, bytes(31), "base"),
+        (2, None, "has none"),
+        (2, 0, "base"),
+        (3, b"other", "contradicts its state digest"),
+        (3, "text", "scalars"),
+        (4, (), "do not hold"),
+        (5, (), "do not hold"),
+    ],
+)
+def test_hostile_fields(honest, index: int, value: object, match: str) -> None:
+    values = values_of(honest[0])
+    values[index] = value
+    with pytest.raises(MalformedError, match=match):
+        StoredSnapshot.parse(canonical.encode(tuple(values)))
+
+
+def test_duplicate_and_unsorted_names(honest) -> None:
+    values = values_of(honest[0])
+    rows = values[4]
+    same = next(row for row in rows if row[1] == Encoding.SAME)
+    at = rows.index(same)
+    for bad in (rows[: at + 1] + rows[at:], rows[1:] + rows[:1]):
+        values[4] = bad
+        with pytest.raises(MalformedError, match="not sorted or not unique"):
+            StoredSnapshot.parse(canonical.encode(tuple(values)))
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding", "exponent", "match"),
+    [
+        ("parameter/w", Encoding.SCALED_DELTA, 114, "exponent"),
+        ("parameter/w", Encoding.SCALED_DELTA, -127, "exponent"),
+        ("parameter/frozen", Encoding.SAME, 1, "exponent"),
+        ("parameter/w", 6, 0, "encoding"),
+        ("buffer/count", Encoding.SCALED_VALUE, 0, "encoding for float32"),
+        ("buffer/count", Encoding.ROUNDED_DIFFERENCE, 0, "encoding for float32"),
+        ("buffer/mask", Encoding.DIFFERENCE, 0, "wider numbers"),
+        ("parameter/w", Encoding.SCALED_VALUE, 0, "do not hold"),
+        ("extra/empty", Encoding.SAME, 0, "has no elements"),
+    ],
+)
+def test_hostile_rows(honest, name: str, encoding: int, exponent: int, match: str) -> None:
+    values = values_of(honest[0])
+    values[4] = tuple((row[0], encoding, exponent) if row[0][1] == name else row for row in values[4])
+    with pytest.raises(MalformedError, match=match):
+        StoredSnapshot.parse(canonical.encode(tuple(values)))
+
+
+def test_hostile_groups(honest) -> None:
+    record = honest[0]
+    first, *rest = record.groups
+    frame = first.frames[0]
+    for group, match in [
+        (replace(first, count=first.count + 1), "do not hold"),
+        (replace(first, count=0), "items of a stored group"),
+        (replace(first, count=stored.MAX_GROUP + 1), "items of a stored group"),
+        (replace(first, item_size=2), "frames of a stored group"),
+        (replace(first, frames=()), "frames of a stored group"),
+        (replace(first, frames=(replace(frame, size=1),)), "size of a frame"),
+        (replace(first, frames=(replace(frame, size=first.count + 2),)), "size of a frame"),
+    ]:
+        with pytest.raises(MalformedError, match=match):
+            replace(record, groups=(group, *rest))
+    for groups in ((*rest, first), (first, first, *rest), (*record.groups[:-2], record.groups[-1], record.groups[-2])):
+        with pytest.raises(MalformedError, match="do not hold"):
+            replace(record, groups=groups)
+    with pytest.raises(MalformedError, match="scalars"):
+        replace(record, scalars=bytes(stored.MAX_SCALARS + 1))
+
+
+def test_record_too_long(monkeypatch: pytest.MonkeyPatch, honest) -> None:
+    data = honest[0].encode()
+    monkeypatch.setattr(stored, "MAX_RECORD", len(data) - 1)
+    with pytest.raises(MalformedError, match="too long"):
+        StoredSnapshot.parse(data)
+
+
+def test_scaled_halves_that_are_nan_or_overflow_are_only_values(honest) -> None:
+    record, blobs, base = honest
+    group = next(g for g in record.groups if g.encoding is Encoding.SCALED_DELTA)
+    frame = b"\0" + b"\xff" * group.count
+    digest = hashlib.sha256(frame).digest()
+    planes = tuple(StoredFrame(digest, len(frame)) for _ in group.frames)
+    groups = tuple(replace(g, frames=planes) if g is group else g for g in record.groups)
+    rows = tuple(replace(t, exponent=113) if t.encoding is Encoding.SCALED_DELTA else t for t in record.tensors)
+    refuse(replace(record, groups=groups, tensors=rows), base, {**blobs, digest: frame}, "decoded tensor")
