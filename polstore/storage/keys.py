@@ -1,0 +1,93 @@
+"""Keys of the LMDB store: one byte for the table, then a digest, or a run's name, a zero byte and big-endian numbers.
+
+One key space serves all tables, so LMDB iterates each in the order of its numbers, and no database has to be opened
+by name (which in LMDB takes the write lock). A run's name holds no zero byte, so no key is a prefix of another run's.
+Keys stay under LMDB's limit of 511 bytes: the longest takes 1 + 64 + 1 + 1 + 8.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+
+from polstore.errors import UsageError
+from polstore.wire.fields import DIGEST_SIZE, MAX_INDEX
+
+__all__ = [
+    "BLOB",
+    "LEAF",
+    "NODE",
+    "ROOT",
+    "RUN",
+    "SNAPSHOT",
+    "STORED_SNAPSHOT",
+    "check_run_name",
+    "digest_key",
+    "last_number",
+    "node_key",
+    "number_key",
+    "run_key",
+    "run_prefix",
+]
+
+BLOB = b"b"  # digest of the blob -> the blob
+RUN = b"r"  # run -> its metadata
+LEAF = b"l"  # run, index -> the leaf's bytes
+NODE = b"n"  # run, level, index -> hash of a full subtree
+SNAPSHOT = b"s"  # run, step -> state digest
+STORED_SNAPSHOT = b"d"  # state digest -> how the snapshot is stored
+ROOT = b"t"  # run, tree size -> the signed root's text
+
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+MAX_LEVEL = MAX_INDEX.bit_length()
+
+
+def check_run_name(name: str) -> str:
+    """Return ``name``, which must be 1 to 64 of ``A-Z a-z 0-9 . _ -``, a letter or digit first.
+
+    Raises:
+        UsageError: it is anything else.
+    """
+    if not isinstance(name, str) or RUN_NAME.fullmatch(name) is None:
+        raise UsageError(
+            "not a name for a run", expected="1 to 64 of A-Z a-z 0-9 . _ -, a letter or digit first", got=name
+        )
+    return name
+
+
+def digest_key(table: bytes, digest: bytes) -> bytes:
+    """Return the key of a digest of 32 bytes."""
+    if not isinstance(digest, bytes) or len(digest) != DIGEST_SIZE:
+        raise UsageError("not a digest", expected=f"{DIGEST_SIZE} bytes", got=digest)
+    return table + digest
+
+
+def run_key(name: str) -> bytes:
+    """Return the key of a run's metadata."""
+    return RUN + check_run_name(name).encode("ascii")
+
+
+def run_prefix(table: bytes, name: str) -> bytes:
+    """Return what all keys of a run in a table begin with."""
+    return table + check_run_name(name).encode("ascii") + b"\0"
+
+
+def number_key(table: bytes, name: str, number: int) -> bytes:
+    """Return the key of a step, index or size of a run."""
+    return run_prefix(table, name) + struct.pack(">Q", _checked(number, MAX_INDEX))
+
+
+def node_key(name: str, level: int, index: int) -> bytes:
+    """Return the key of the tree node over the leaves ``[index << level, (index + 1) << level)`` of a run."""
+    return run_prefix(NODE, name) + struct.pack(">BQ", _checked(level, MAX_LEVEL), _checked(index, MAX_INDEX))
+
+
+def last_number(key: bytes) -> int:
+    """Return the step, index or size that a key made by `number_key` ends in."""
+    return int.from_bytes(key[-8:], "big")
+
+
+def _checked(number: int, maximum: int) -> int:
+    if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number <= maximum:
+        raise UsageError("number out of bounds", expected=f"an integer from 0 to {maximum}", got=number)
+    return number

@@ -1,0 +1,154 @@
+"""Reading a store: blobs, runs, leaves, tree nodes, snapshots and signed roots, in one consistent view.
+
+Blobs and leaves are hashed on every read. Run metadata, stored snapshots and signed roots are opaque here; whoever
+parses them checks them: a snapshot against its state digest, a signed root against its key, the tree against the root.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from polstore.errors import DamagedError, MissingError
+from polstore.storage import keys
+from polstore.wire import merkle
+from polstore.wire.fields import DIGEST_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from polstore.storage.transaction import Handle
+
+__all__ = ["Reader"]
+
+
+class Reader:
+    """A consistent view of a store, within the ``with`` block of `Store.read`; for one thread at a time.
+
+    A view left open keeps replaced pages from being used again and the map from growing: close it soon.
+
+    Every method raises UsageError for names, digests and numbers that no store can hold, MissingError for what this one
+    does not hold, and DamagedError for what it holds damaged.
+    """
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+
+    def get_blob(self, digest: bytes) -> bytes:
+        """Return the blob whose SHA-256 is ``digest``, hashed again."""
+        data = self._get(keys.digest_key(keys.BLOB, digest), f"blob {digest.hex()}")
+        got = hashlib.sha256(data).digest()
+        if got != digest:
+            raise DamagedError(f"blob {digest.hex()} of store {self._handle.path} is damaged", expected=digest, got=got)
+        return data
+
+    def has_blob(self, digest: bytes) -> bool:
+        """Return whether there is such a blob, damaged or not."""
+        return self._handle.size(keys.digest_key(keys.BLOB, digest)) is not None
+
+    def blob_size(self, digest: bytes) -> int:
+        """Return the length of a blob in bytes, without reading it."""
+        size = self._handle.size(keys.digest_key(keys.BLOB, digest))
+        if size is None:
+            raise self._missing(f"blob {digest.hex()}")
+        return size
+
+    def blob_digests(self) -> Iterator[bytes]:
+        """Yield the digests of all blobs in ascending order."""
+        for key in self._handle.keys(keys.BLOB):
+            yield key[1:]
+
+    def runs(self) -> list[str]:
+        """Return the names of all runs, sorted."""
+        return [key[1:].decode("ascii") for key in self._handle.keys(keys.RUN)]
+
+    def run(self, name: str) -> bytes:
+        """Return a run's metadata as it was put."""
+        return self._get(keys.run_key(name), f"run {name}")
+
+    def leaf_count(self, run: str) -> int:
+        """Return how many leaves a run's tree has."""
+        last = self._handle.last(keys.run_prefix(keys.LEAF, run))
+        if last is not None:
+            return keys.last_number(last) + 1
+        self._require_run(run)
+        return 0
+
+    def leaf(self, run: str, index: int) -> bytes:
+        """Return the bytes of a leaf, compared with its hash in the tree."""
+        data = self._get(keys.number_key(keys.LEAF, run, index), f"leaf {index} of run {run}")
+        expected, got = self.node(run, 0, index), merkle.leaf_hash(data)
+        if got != expected:
+            message = f"leaf {index} of run {run} of store {self._handle.path} is damaged"
+            raise DamagedError(message, expected=expected, got=got)
+        return data
+
+    def leaves(self, run: str) -> Iterator[bytes]:
+        """Yield the bytes of all leaves of a run in order, each compared with its hash in the tree."""
+        for index in range(self.leaf_count(run)):
+            yield self.leaf(run, index)
+
+    def node(self, run: str, level: int, index: int) -> bytes:
+        """Return the hash over the leaves ``[index << level, (index + 1) << level)`` of a run, 32 bytes."""
+        value = self._handle.get(keys.node_key(run, level, index))
+        if value is None:
+            if (index + 1) << level > self.leaf_count(run):
+                raise self._missing(f"full subtree {index} at level {level} in the tree of run {run}")
+            value = b""
+        if len(value) != DIGEST_SIZE:
+            message = f"tree node {index} at level {level} of run {run} of store {self._handle.path} is damaged"
+            raise DamagedError(message, expected=f"{DIGEST_SIZE} bytes", got=value)
+        return value
+
+    def tree(self, run: str) -> merkle.Node:
+        """Return a run's tree for the proofs of `polstore.wire.merkle`; usable as long as this view."""
+        return lambda level, index: self.node(run, level, index)
+
+    def tree_root(self, run: str, size: int) -> bytes:
+        """Return the root over the first ``size`` leaves of a run, 32 bytes."""
+        count = self.leaf_count(run)
+        if not 0 <= size <= count:
+            raise self._missing(f"tree of {size} leaves of run {run}, which has {count},")
+        return merkle.root_from_nodes(size, self.tree(run))
+
+    def snapshot_steps(self, run: str) -> list[int]:
+        """Return the steps at which a run has snapshots, ascending."""
+        return self._numbers(keys.SNAPSHOT, run)
+
+    def snapshot_at(self, run: str, step: int) -> bytes:
+        """Return the state digest of a run's snapshot at a step, 32 bytes."""
+        return self._get(keys.number_key(keys.SNAPSHOT, run, step), f"snapshot at step {step} of run {run}")
+
+    def stored_snapshot(self, state_digest: bytes) -> bytes:
+        """Return the record of how a snapshot is stored, as it was put."""
+        key = keys.digest_key(keys.STORED_SNAPSHOT, state_digest)
+        return self._get(key, f"snapshot {state_digest.hex()}")
+
+    def has_snapshot(self, state_digest: bytes) -> bool:
+        """Return whether there is a record of how this snapshot is stored."""
+        return self._handle.size(keys.digest_key(keys.STORED_SNAPSHOT, state_digest)) is not None
+
+    def roots(self, run: str) -> list[int]:
+        """Return the tree sizes of a run's signed roots, ascending."""
+        return self._numbers(keys.ROOT, run)
+
+    def root(self, run: str, size: int) -> bytes:
+        """Return the text of the signed root over the first ``size`` leaves of a run."""
+        return self._get(keys.number_key(keys.ROOT, run, size), f"signed root over {size} leaves of run {run}")
+
+    def _get(self, key: bytes, what: str) -> bytes:
+        value = self._handle.get(key)
+        if value is None:
+            raise self._missing(what)
+        return value
+
+    def _numbers(self, table: bytes, run: str) -> list[int]:
+        self._require_run(run)
+        return [keys.last_number(key) for key in self._handle.keys(keys.run_prefix(table, run))]
+
+    def _require_run(self, run: str) -> None:
+        if self._handle.size(keys.run_key(run)) is None:
+            raise self._missing(f"run {run}")
+
+    def _missing(self, what: str) -> MissingError:
+        return MissingError(f"no {what} in store {self._handle.path}")
