@@ -1,0 +1,1 @@
+"""What joins the recorder to a training loop: torch here, the frameworks on top of it later."""

@@ -1,0 +1,35 @@
+"""The command `polstore`: which commands there are. The work is done elsewhere; only `record` loads torch.
+
+Exit codes: 0 fine, 1 a proof at fault, 2 wrong usage, 4 the caller's side at fault.
+"""
+
+from __future__ import annotations
+
+import typer
+
+from polstore import terminal
+from polstore.cli import reading, writing
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="polstore",
+    help="Record a training run, commit to it, and prove segments of it.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+for command in (writing.keygen, writing.record, writing.commit, writing.prove):
+    app.command()(command)
+for name, function in (
+    ("ls", reading.list_runs),
+    ("show", reading.show),
+    ("fsck", reading.fsck),
+    ("export", reading.export),
+):
+    app.command(name)(function)
+
+
+def main() -> None:
+    """Run the command line."""
+    terminal.run(app)

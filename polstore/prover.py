@@ -1,0 +1,167 @@
+"""Committing a run under a signed root, and opening segments of it in a bundle.
+
+Everything here is read from the store and from a key; no torch and no training is needed to prove.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from polstore.errors import DamagedError, MissingError, UsageError
+from polstore.files import write_atomic
+from polstore.wire import merkle
+from polstore.wire.bundle import Bundle, OpenedSegment, Samples
+from polstore.wire.checkpoint import Checkpoint, run_origin, sign_root
+from polstore.wire.manifest import Manifest
+from polstore.wire.multi_proof import multi_proof
+from polstore.wire.randomness import sample_salt
+from polstore.wire.segment import SegmentRecord
+from polstore.wire.steps import Steps
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from polstore.codec import frames
+    from polstore.reader import Run
+    from polstore.storage.store import Store
+    from polstore.wire.keys import SigningKey
+
+__all__ = ["Proof", "commit", "prove"]
+
+
+def commit(store: Store, run: str, key: SigningKey, *, now: Callable[[], float] = time.time) -> bytes:
+    """Sign the root over all leaves that ``run`` has by now, keep it in the store and return it.
+
+    Calling it again without a new segment returns what was signed before.
+
+    Args:
+        store: a store open for writing.
+        run: name of the run.
+        key: signs the root, and cosigns it with the time under the cosignature key derived from it.
+        now: the clock, in seconds since 1970.
+
+    Returns:
+        The signed root: a C2SP checkpoint note (specs/signed-root.md).
+
+    Raises:
+        MissingError: no such run.
+        ExistsError: this size was signed under another key.
+    """
+    with store.read() as view:
+        size = view.leaf_count(run)
+        if size == 0:
+            raise MissingError(f"no run {run} in the store")
+        root = view.tree_root(run, size)
+        if size in view.roots(run):
+            signed = view.root(run, size)
+            if signed.startswith(Checkpoint(run_origin(key.name, run), size, root).text().encode()):
+                return signed
+    signed = sign_root(Checkpoint(run_origin(key.name, run), size, root), key, int(now()))
+    store.write(lambda transaction: transaction.put_root(run, size, signed))
+    return signed
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A bundle ready to be written: its index, and where its blobs come from."""
+
+    bundle: Bundle
+    run: Run
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self.bundle.head()
+        for digest, length in self.bundle.blobs:
+            blob = self.run.blob(digest)
+            if len(blob) != length:
+                raise DamagedError("blob has changed its length", expected=length, got=len(blob))
+            yield blob
+
+    def write(self, path: Path | str) -> None:
+        """Write the bundle file; raises `FullError` and leaves nothing behind when there is no room."""
+        write_atomic(path, self)
+
+
+def prove(run: Run, segments: Sequence[int], size: int | None = None) -> Proof:
+    """Open segments of a run under its signed root.
+
+    Args:
+        run: the run, from `polstore.open`.
+        segments: indices of the segments to open.
+        size: leaves under the signed root to prove against; the newest one if None.
+
+    Raises:
+        UsageError: no segments were named.
+        MissingError: no such segment under that root, no such signed root, or data that the store no longer has.
+    """
+    signed = run.signed_sizes()
+    if not signed:
+        raise MissingError(f"run {run.name} has no signed root yet; run polstore commit")
+    size = signed[-1] if size is None else size
+    if size not in signed:
+        raise MissingError(f"run {run.name} has no signed root of that size", expected=signed, got=size)
+    wanted = sorted(set(segments))
+    if not wanted:
+        raise UsageError("no segments to prove", expected="at least one", got=0)
+    if wanted[0] < 0 or wanted[-1] >= size - 1:
+        wrong = wanted[0] if wanted[0] < 0 else wanted[-1]
+        raise MissingError(
+            f"run {run.name} has no such segment under that root", expected=f"0 to {size - 2}", got=wrong
+        )
+    leaves = run.leaves(size)
+    manifest = Manifest.parse(leaves[0])
+    records = [SegmentRecord.parse(leaf) for leaf in leaves[1:]]
+    opened = tuple(OpenedSegment(index, run.inclusion_proof(index + 1, size)) for index in wanted)
+    blobs = {records[index].steps for index in wanted} | {manifest.optimizer.hyperparameters}
+    samples: set[int] = set()
+    for index in wanted:
+        samples |= Steps.parse(run.blob(records[index].steps)).samples()
+    stored = _stored_snapshots(run, _needed_states(records, wanted))
+    for snapshot in stored.values():
+        blobs |= set(snapshot.blobs)
+    bundle = Bundle(
+        size=size,
+        root=run.tree_root(size),
+        leaves=leaves,
+        opened=opened,
+        snapshots=tuple(stored[digest].encode() for digest in sorted(stored)),
+        samples=_open_samples(run, manifest, sorted(samples)),
+        blobs=tuple((digest, len(run.blob(digest))) for digest in sorted(blobs)),
+    )
+    return Proof(bundle, run)
+
+
+def _needed_states(records: Sequence[SegmentRecord], segments: Sequence[int]) -> set[bytes]:
+    """Return the digests of the snapshots at both ends of each segment, and of those its end is quantised against."""
+    at = {record.end_step: record.end_state for record in records}
+    at[records[0].start_step] = records[0].start_state
+    needed = set()
+    for index in segments:
+        record = records[index]
+        needed |= {record.start_state, record.end_state}
+        if record.base_step is not None:
+            needed.add(at[record.base_step])
+    return needed
+
+
+def _stored_snapshots(run: Run, states: set[bytes]) -> dict[bytes, frames.StoredSnapshot]:
+    """Return the descriptions of these snapshots and of all they are stored against, by state digest."""
+    found: dict[bytes, frames.StoredSnapshot] = {}
+    for digest in states:
+        if digest not in found:
+            found.update({stored.state_digest: stored for stored in run.stored_snapshots(digest)})
+    return found
+
+
+def _open_samples(run: Run, manifest: Manifest, indices: list[int]) -> Samples:
+    """Return the salts of these samples and one proof that they are in the dataset."""
+    hashes = run.blob(run.row.sample_hashes)
+    if len(hashes) != 32 * manifest.dataset.size:
+        raise DamagedError("sample hashes", expected=f"{32 * manifest.dataset.size} bytes", got=f"{len(hashes)} bytes")
+    if indices and indices[-1] >= manifest.dataset.size:
+        raise DamagedError("a step used a sample outside the dataset", expected=manifest.dataset.size, got=indices[-1])
+    node = merkle.nodes_of([hashes[start : start + 32] for start in range(0, len(hashes), 32)])
+    salts = tuple((index, sample_salt(run.row.salt, index)) for index in indices)
+    return Samples(salts, multi_proof(indices, manifest.dataset.size, node))

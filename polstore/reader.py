@@ -1,0 +1,245 @@
+"""Read-only access to the runs of a store, every byte checked against its hash.
+
+    with polstore.open("runs") as archive:
+        for name in archive.runs():
+            run = archive.run(name)
+            print(name, run.manifest.recipe, len(run.segments))
+            weights = run.state(run.snapshots[-1])
+
+Imports no torch. Writes nothing but what `Run.export` is asked to. What it returns was checked against hashes, not
+against a signature: that is polverify's part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, overload
+
+from safetensors import TensorSpec, serialize
+
+from polstore.codec import frames
+from polstore.errors import DamagedError, MalformedError, MissingError
+from polstore.files import write_atomic
+from polstore.run_row import RunRow
+from polstore.storage.store import open_store
+from polstore.wire import merkle
+from polstore.wire.manifest import Manifest
+from polstore.wire.segment import SegmentRecord
+from polstore.wire.steps import Steps
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+    from polstore.codec.snapshot import Snapshot
+    from polstore.storage.store import Store
+
+__all__ = ["Archive", "Run", "open_archive"]
+
+
+def open_archive(path: Path | str) -> Archive:
+    """Open the store at ``path`` for reading.
+
+    Raises:
+        MissingError: there is no store.
+        CallerError: it cannot be opened.
+    """
+    return Archive(open_store(path, readonly=True))
+
+
+class Archive:
+    """A store, seen as its runs. A context manager; closing it ends access."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def __enter__(self) -> Archive:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the store."""
+        self._store.close()
+
+    def runs(self) -> list[str]:
+        """Return the names of all runs, sorted."""
+        with self._store.read() as view:
+            return view.runs()
+
+    def run(self, name: str) -> Run:
+        """Return the run called ``name``; raises `MissingError`."""
+        return Run(self._store, name)
+
+
+class Run:
+    """One run of a store. What it shows is looked up when it is asked for, and grows while the run is recorded."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        self._store = store
+        self.name = name
+        with store.read() as view:
+            self._row = RunRow.parse(view.run(name))
+
+    @property
+    def complete(self) -> bool:
+        """Whether the recording ended by itself; False while it goes on and after a crash."""
+        with self._store.read() as view:
+            return RunRow.parse(view.run(self.name)).complete
+
+    @property
+    def row(self) -> RunRow:
+        """The private row that the store keeps of the run, as it was when this object was made."""
+        return self._row
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """What was declared before training."""
+        return Manifest.parse(self.leaves(1)[0])
+
+    @property
+    def snapshots(self) -> list[int]:
+        """The steps at which there is a snapshot, ascending."""
+        with self._store.read() as view:
+            return view.snapshot_steps(self.name)
+
+    @property
+    def segments(self) -> Segments:
+        """The segment records, in order."""
+        return Segments(self)
+
+    def segment(self, index: int) -> SegmentRecord:
+        """Return segment ``index``; raises `MissingError`."""
+        count = self.size() - 1
+        if not 0 <= index < count:
+            raise MissingError(f"run {self.name} has no segment {index}", expected=f"0 to {count - 1}", got=index)
+        with self._store.read() as view:
+            return SegmentRecord.parse(view.leaf(self.name, index + 1))
+
+    def steps(self, index: int) -> Steps:
+        """Return the step records of segment ``index``."""
+        return Steps.parse(self.blob(self.segment(index).steps))
+
+    def state(self, step: int) -> Snapshot:
+        """Return the snapshot at ``step``, checked against its state digest.
+
+        Raises:
+            MissingError: there is no snapshot at that step.
+            DamagedError: what is stored does not decode to it.
+        """
+        with self._store.read() as view:
+            digest = view.snapshot_at(self.name, step)
+        return self.snapshot(digest)
+
+    def snapshot(self, digest: bytes) -> Snapshot:
+        """Return the snapshot with this state digest; raises as `state` does."""
+        chain = self.stored_snapshots(digest)
+        snapshot: Snapshot | None = None
+        for stored in reversed(chain):
+            try:
+                snapshot = frames.decode(stored, snapshot, self.blob)
+            except MalformedError as error:
+                raise DamagedError(f"snapshot {digest.hex()[:16]} of run {self.name}: {error}") from error
+        if snapshot is None:
+            raise DamagedError(f"snapshot {digest.hex()[:16]} of run {self.name} is missing")
+        return snapshot
+
+    def stored_snapshots(self, digest: bytes) -> list[frames.StoredSnapshot]:
+        """Return the description of a stored snapshot, followed by those of its bases, nearest first."""
+        chain: list[frames.StoredSnapshot] = []
+        wanted: bytes | None = digest
+        with self._store.read() as view:
+            while wanted is not None:
+                stored = frames.StoredSnapshot.parse(view.stored_snapshot(wanted))
+                if stored.state_digest != wanted or any(stored.state_digest == seen.state_digest for seen in chain):
+                    raise DamagedError(
+                        "stored snapshot is not the one it stands for", expected=wanted, got=stored.state_digest
+                    )
+                chain.append(stored)
+                wanted = stored.base
+        return chain
+
+    def blob(self, digest: bytes) -> bytes:
+        """Return a blob, hashed again; raises `MissingError` or `DamagedError`."""
+        with self._store.read() as view:
+            return view.get_blob(digest)
+
+    def size(self) -> int:
+        """Return the number of leaves: the manifest and one for each segment."""
+        with self._store.read() as view:
+            return view.leaf_count(self.name)
+
+    def leaves(self, size: int) -> tuple[bytes, ...]:
+        """Return the first ``size`` leaves."""
+        with self._store.read() as view:
+            return tuple(view.leaf(self.name, index) for index in range(size))
+
+    def tree_root(self, size: int) -> bytes:
+        """Return the root of the run's tree when it had ``size`` leaves."""
+        with self._store.read() as view:
+            return view.tree_root(self.name, size)
+
+    def inclusion_proof(self, leaf: int, size: int) -> tuple[bytes, ...]:
+        """Return the proof that leaf ``leaf`` is in the tree of ``size`` leaves."""
+        with self._store.read() as view:
+            return merkle.inclusion_proof(leaf, size, view.tree(self.name))
+
+    def signed_root(self, size: int | None = None) -> bytes:
+        """Return the signed root over ``size`` leaves, or the newest one; raises `MissingError`."""
+        with self._store.read() as view:
+            sizes = view.roots(self.name)
+            if not sizes:
+                raise MissingError(f"run {self.name} has no signed root yet; run polstore commit")
+            return view.root(self.name, sizes[-1] if size is None else size)
+
+    def signed_sizes(self) -> list[int]:
+        """Return the tree sizes for which there is a signed root, ascending."""
+        with self._store.read() as view:
+            return view.roots(self.name)
+
+    def export(self, step: int, path: Path | str) -> None:
+        """Write the model's parameters and buffers at ``step`` as a safetensors file, under their own names.
+
+        Raises:
+            MissingError: there is no snapshot at that step.
+            FullError: no room left on the device.
+        """
+        state = self.state(step)  # its arrays must outlive the specs, which hold bare addresses
+        tensors = {}
+        for tensor in state.tensors:
+            kind, _, name = tensor.name.partition("/")
+            if kind in ("parameter", "buffer"):
+                address, length = tensor.data.ctypes.data, tensor.data.nbytes
+                tensors[name] = TensorSpec(
+                    dtype=tensor.dtype, shape=list(tensor.shape), data_ptr=address, data_len=length
+                )
+        metadata = {"run": self.name, "step": str(step), "format": "pt"}
+        write_atomic(path, serialize(tensors, metadata))
+
+
+class Segments(Sequence[SegmentRecord]):
+    """The segment records of a run, read one by one."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def __len__(self) -> int:
+        return max(self._run.size() - 1, 0)
+
+    @overload
+    def __getitem__(self, index: int) -> SegmentRecord: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[SegmentRecord]: ...
+
+    def __getitem__(self, index: int | slice) -> SegmentRecord | list[SegmentRecord]:
+        count = len(self)
+        if isinstance(index, slice):
+            return [self._run.segment(number) for number in range(count)[index]]
+        if not -count <= index < count:
+            raise IndexError(index)
+        return self._run.segment(index % count)

@@ -1,0 +1,211 @@
+"""The recorder: turns a training loop into a run under proof.
+
+    with polstore.record(model, optimizer, loader, every=50, store="runs", run="first") as rec:
+        for epoch in range(rec.epoch, epochs):
+            for inputs, labels in loader:
+                ...
+
+A step begins when the loop is handed its first batch and ends when the optimizer has stepped; what the loop still does
+before the next batch (a scheduler, averaged weights) belongs to it. At that boundary the state is captured if a
+snapshot is due, and the generators are seeded for the next step. Loops that a loader cannot show call `Recorder.step`
+instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from polstore.adapters.torch_loader import LoaderTap, Position
+from polstore.codec.live.environment import detect
+from polstore.codec.live.randomness import seed_all
+from polstore.codec.live.state import LiveState, hyperparameters, loss_value
+from polstore.errors import TrainingError, UsageError
+from polstore.wire.randomness import Stream, stream_seed
+from polstore.wire.steps import Groups, Microbatch, Step, Steps
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import ExitStack
+    from types import TracebackType
+
+    from polstore.codec.live.recipe import Training
+    from polstore.run_writer import RunWriter
+
+__all__ = ["Recorder"]
+
+
+class Recorder:
+    """Records one training loop between ``__enter__`` and ``__exit__``; made by `polstore.record`.
+
+    Leaving the ``with`` block in order writes the last snapshot, however short its segment; leaving it through an
+    exception writes nothing more, and the run can be resumed from its last snapshot.
+    """
+
+    def __init__(
+        self,
+        resources: ExitStack,
+        writer: RunWriter,
+        live: LiveState,
+        loader: Any,
+        device: str,
+        position: Position,
+        step: int,
+    ) -> None:
+        self._resources = resources  # the open store and its recording lock
+        self._writer = writer
+        self._live = live
+        self._seed = writer.manifest.seed
+        self._environment = detect(device)
+        self._tap = None if loader is None else LoaderTap(loader, self._seed, position, self._deliver)
+        self._explicit_position = position
+        self._counts_optimizer_steps = loader is not None
+        self._hooks: list[Any] = []
+        self._step = step
+        self._snapshot_step = step
+        self._steps: list[Step] = []
+        self._open: list[Microbatch] = []  # batches handed out since the last step ended
+        self._used: Groups = ()
+        self._loss: float | None = None
+        self._boundary_due = False
+        self._versions = live.versions()
+        self._start = position
+
+    @property
+    def epoch(self) -> int:
+        """The pass over the data to begin or go on with: start the loop over epochs here, so that it can be resumed."""
+        return self._start.epoch
+
+    @property
+    def steps_done(self) -> int:
+        """Steps recorded so far, those before a resume included."""
+        return self._step
+
+    def __enter__(self) -> Recorder:
+        optimizer = self._live.optimizer
+        self._hooks = [
+            optimizer.register_step_pre_hook(self._before_optimizer),
+            optimizer.register_step_post_hook(self._after_optimizer),
+        ]
+        if self._tap is not None:
+            self._tap.install()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            for hook in self._hooks:
+                hook.remove()
+            if self._tap is not None:
+                self._tap.remove()
+            if kind is None:
+                self._finish()
+        finally:
+            self._resources.close()
+
+    def step(self, indices: Sequence[int]) -> None:
+        """Begin a step on the samples at ``indices``, in a loop without a loader; the step before has then ended.
+
+        Raises:
+            UsageError: this recorder watches a loader.
+        """
+        if self._tap is not None:
+            raise UsageError("rec.step(indices) is for loops without a loader; this recorder was given one")
+        if self._open:
+            self._end_step()
+        now = self._explicit_position
+        self._deliver(now.number, indices)
+        self._explicit_position = Position(0, 0, now.number + 1)
+
+    def loss(self, value: float) -> None:
+        """Report the loss of the step under way, or of the one that just ended; a float or a tensor of one element."""
+        if self._open:
+            self._loss = loss_value(value)
+        elif self._steps:
+            self._steps[-1] = replace(self._steps[-1], loss=loss_value(value))
+
+    def train(
+        self,
+        training: Training,
+        step: Callable[[Training, Iterator[Any]], Any],
+        steps: int,
+        progress: Callable[[int, float | None], None],
+    ) -> None:
+        """Run a recipe's own loop up to step ``steps``; ``progress`` is told each step done and its loss."""
+        self._counts_optimizer_steps = False
+        batches = _endless(training.loader)
+        while self._step < steps:
+            loss = step(training, batches)
+            if not self._open:
+                raise TrainingError("the recipe's step took no batch", expected="next(batches) at least once")
+            self._loss = loss_value(loss)
+            self._end_step()
+            progress(self._step, self._steps[-1].loss)
+
+    def _before_optimizer(self, optimizer: Any, *_: Any) -> None:
+        self._used = hyperparameters(optimizer)
+
+    def _after_optimizer(self, *_: Any) -> None:
+        if self._counts_optimizer_steps:
+            if not self._open:
+                raise TrainingError(
+                    "the optimizer stepped without a batch", expected="a batch from the recorded loader"
+                )
+            self._end_step()
+
+    def _deliver(self, number: int, indices: Sequence[int]) -> None:
+        """Take note of a batch that the loop is about to get, and seed the generators for what it does with it."""
+        if self._boundary_due:
+            self._boundary()
+        seed_all(stream_seed(self._seed, Stream.STEP, self._step, len(self._open), 0))
+        self._open.append(Microbatch(number, (tuple(int(index) for index in indices),)))
+
+    def _end_step(self) -> None:
+        self._steps.append(Step(tuple(self._open), self._used, self._loss))
+        self._open, self._used, self._loss = [], (), None
+        self._step += 1
+        self._boundary_due = True
+
+    def _boundary(self) -> None:
+        self._boundary_due = False
+        if self._step % self._writer.manifest.every == 0:
+            self._snapshot()
+        self._versions = self._live.versions()
+
+    def _snapshot(self) -> None:
+        position = self._explicit_position if self._tap is None else self._tap.next_position()
+        row = replace(
+            self._writer.row, epoch=position.epoch, batch=position.batch, number=position.number, complete=False
+        )
+        captured = self._live.capture(self._step)
+        steps = Steps(self._snapshot_step, tuple(self._steps))
+        committed = self._writer.add_segment(self._step, captured, steps, self._environment, row)
+        self._live.write_back(self._step, captured, committed)
+        self._steps, self._snapshot_step = [], self._step
+
+    def _finish(self) -> None:
+        if self._open and self._tap is None:
+            self._end_step()
+        if self._boundary_due:
+            self._boundary()
+        elif self._open and self._live.versions() != self._versions:
+            raise TrainingError(
+                "the loop ended inside a step, after the model had changed",
+                expected="an optimizer step after the last batch",
+                got=f"{len(self._open)} batches without one; the run ends at its last snapshot",
+            )
+        if self._steps:
+            self._snapshot()
+        self._writer.finish()
+
+
+def _endless(loader: Any) -> Iterator[Any]:
+    """Yield the loader's batches, pass after pass."""
+    while True:
+        empty = True
+        for batch in loader:
+            empty = False
+            yield batch
+        if empty:
+            raise TrainingError("the loader gives no batch", expected="at least one batch in a pass over the data")
