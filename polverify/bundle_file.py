@@ -1,0 +1,86 @@
+"""A bundle on disk: the index, and the blobs, each hashed whenever it is read.
+
+Maps the file, so a bundle may be larger than memory. Implements the reading part of specs/bundle.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from polstore.errors import CallerError, MalformedError, MissingError
+from polstore.wire.bundle import HEADER_SIZE, Bundle, parse_header
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["BundleFile"]
+
+
+class BundleFile:
+    """An open bundle file; a context manager.
+
+    Raises:
+        MissingError: no such file.
+        CallerError: it cannot be read.
+        MalformedError: not a bundle, damaged, cut short, or with bytes to spare.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        try:
+            self._file = Path(path).open("rb")  # noqa: SIM115 # closed by close()
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+            raise MissingError(f"no bundle {path}") from error
+        except OSError as error:
+            raise CallerError(f"bundle {path} cannot be read: {error}") from error
+        self._map: mmap.mmap | None = None
+        try:
+            self._read()
+        except BaseException:
+            self.close()
+            raise
+
+    def _read(self) -> None:
+        digest, length = parse_header(self._file.read(HEADER_SIZE))
+        index = self._file.read(length)
+        if len(index) != length:
+            raise MalformedError(
+                "bundle is cut short", expected=f"an index of {length} bytes", got=f"{len(index)} bytes"
+            )
+        self.bundle = Bundle.parse_index(digest, index)
+        self._places: dict[bytes, tuple[int, int]] = {}
+        end = HEADER_SIZE + length
+        for blob, size in self.bundle.blobs:
+            self._places[blob] = (end, end + size)
+            end += size
+        self.size = self._file.seek(0, 2)
+        if self.size != end:
+            raise MalformedError("length of the bundle", expected=f"{end} bytes", got=f"{self.size} bytes")
+        self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def __enter__(self) -> BundleFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._map is not None:
+            self._map.close()
+        self._file.close()
+
+    def blob(self, digest: bytes) -> bytes:
+        """Return the blob with this SHA-256; raises `MalformedError` if it is absent or damaged."""
+        if self._map is None or digest not in self._places:
+            raise MalformedError("bundle lacks a blob", expected=digest, got=None)
+        start, end = self._places[digest]
+        data = self._map[start:end]
+        got = hashlib.sha256(data).digest()
+        if got != digest:
+            raise MalformedError("blob of the bundle is damaged", expected=digest, got=got)
+        return data

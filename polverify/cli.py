@@ -1,0 +1,176 @@
+"""The command `polverify`: challenge, check, show.
+
+Exit codes: 0 ACCEPT or fine, 1 REJECT, 2 wrong usage, 3 INCONCLUSIVE, 4 the caller's side at fault.
+"""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from polstore import keyfile, terminal
+from polstore.codec.live.recipe import RecipeFile
+from polstore.errors import CallerError, ProofError, UsageError
+from polstore.files import read_file, write_atomic
+from polstore.wire.challenge import MAX_BYTES as MAX_CHALLENGE
+from polstore.wire.challenge import NONCE_SIZE, Challenge
+from polstore.wire.checkpoint import open_root
+from polstore.wire.note import MAX_NOTE
+from polverify.show import claims
+from polverify.verdict import Outcome, Verdict
+from polverify.verify import Request, verify
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="polverify",
+    help="Check a proof-of-learning against a signed root.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+SignedRoot = Annotated[Path, typer.Argument(help="Signed root, as polstore commit wrote it.")]
+Key = Annotated[Path, typer.Option(help="Verifier keys of the signer: KEY.pub.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+MARKS = {
+    Outcome.PASSED: ("ok", "green"),
+    Outcome.FAILED: ("FAILED", "red"),
+    Outcome.UNDECIDED: ("undecided", "yellow"),
+    Outcome.NOT_MADE: ("-", "dim"),
+}
+
+
+@app.command()
+def challenge(
+    signed_root: SignedRoot,
+    key: Key,
+    segments: Annotated[int, typer.Option(help="Segments to open, in all.")],
+    out: Annotated[Path, typer.Option(help="Challenge file to write.")],
+    random: Annotated[
+        int | None, typer.Option(help="How many of them the nonce draws; all but the first and the last if left out.")
+    ] = None,
+    nonce: Annotated[
+        str | None, typer.Option(help="64 hex digits that the prover could not know; fresh if left out.")
+    ] = None,
+) -> None:
+    """Draw the segments that the prover has to open. Do it after the root was signed, never before."""
+    opened = open_root(read_file(signed_root, MAX_NOTE), keyfile.load_verifier_keys(key))
+    drawn = Challenge.draw(
+        opened.checkpoint.origin,
+        opened.checkpoint.size,
+        opened.checkpoint.root,
+        segments=segments,
+        random=random,
+        nonce=_nonce(nonce),
+    )
+    write_atomic(out, drawn.encode())
+    terminal.note(f"challenged {len(drawn.segments)} of {opened.checkpoint.size - 1} segments in {out}")
+
+
+@app.command()
+def check(
+    signed_root: SignedRoot,
+    key: Key,
+    bundle: Annotated[Path, typer.Option(help="Bundle, as polstore prove wrote it.")],
+    recipe: Annotated[Path, typer.Option(help="Your own copy of the recipe. It is executed: read it first.")],
+    challenge: Annotated[Path | None, typer.Option(help="The challenge that the bundle answers.")] = None,
+    device: Annotated[str, typer.Option(help="Where to replay: cpu, cuda, cuda:1.")] = "cpu",
+    as_json: AsJson = False,
+) -> None:
+    """Check a bundle against a signed root: signatures, inclusion, continuity, data, and a replay of each segment."""
+    with terminal.progress() as progress:
+        verdict = verify(
+            Request(
+                signed_root=read_file(signed_root, MAX_NOTE),
+                keys=keyfile.load_verifier_keys(key),
+                bundle=bundle,
+                recipe=RecipeFile.read(recipe),
+                challenge=None if challenge is None else _own_challenge(challenge),
+                device=device,
+                progress=progress,
+            )
+        )
+    if as_json:
+        terminal.emit_json(verdict.as_json())
+    else:
+        _print(verdict)
+    raise typer.Exit(verdict.exit_code)
+
+
+@app.command()
+def show(
+    file: Annotated[Path, typer.Argument(help="Signed root, bundle or challenge.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show what a file claims. Nothing is verified and nothing executed."""
+    found = claims(file)
+    if as_json:
+        terminal.emit_json(found)
+        return
+    for name, value in found.items():
+        terminal.emit(f"{name}: {_line(value)}")
+
+
+def main() -> None:
+    """Run the command line."""
+    terminal.run(app)
+
+
+def _own_challenge(path: Path) -> Challenge:
+    """Read the verifier's own challenge; a broken one is the verifier's fault, not the proof's."""
+    try:
+        return Challenge.parse(read_file(path, MAX_CHALLENGE))
+    except ProofError as error:
+        raise CallerError(f"challenge {path}: {error}") from error
+
+
+def _nonce(text: str | None) -> bytes:
+    if text is None:
+        return secrets.token_bytes(NONCE_SIZE)
+    try:
+        nonce = bytes.fromhex(text)
+    except ValueError as error:
+        raise UsageError("--nonce", expected="64 hex digits", got=text) from error
+    if len(nonce) != NONCE_SIZE:
+        raise UsageError("--nonce", expected="64 hex digits", got=text)
+    return nonce
+
+
+def _line(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={_line(item)}" for name, item in value.items()) or "none"
+    if isinstance(value, (list, tuple)):
+        return "; ".join(_line(item) for item in value) or "none"
+    text = str(value)
+    return text if text.isprintable() else ascii(text)
+
+
+def _print(verdict: Verdict) -> None:
+    """Print the verdict: its one line first, then how it came about."""
+    console = Console()
+    if not console.is_terminal:
+        terminal.emit(f"{verdict.decision.name}: {_line(verdict.reason)}")
+        for item in verdict.checks:
+            terminal.emit(f"{item.number:2} {item.name}: {MARKS[item.outcome][0]}: {_line(item.detail)}")
+        for warning in verdict.warnings:
+            terminal.emit(f"note: {_line(warning)}")
+        return
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for item in verdict.checks:
+        mark, style = MARKS[item.outcome]
+        table.add_row(str(item.number), item.name, Text(mark, style), Text(_line(item.detail)))
+    color = {"ACCEPT": "bold green", "REJECT": "bold red"}.get(verdict.decision.name, "bold yellow")
+    console.print(Text(verdict.decision.name, color), Text(_line(verdict.reason)))
+    console.print(table)
+    for warning in verdict.warnings:
+        console.print(Text(f"note: {_line(warning)}", "dim"))

@@ -1,0 +1,104 @@
+"""What a file claims, without believing any of it: signed roots, bundles and challenges.
+
+Parses and prints; verifies nothing, executes nothing, and loads no torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from polstore.errors import MissingError, ProofError
+from polstore.files import read_file
+from polstore.wire.bundle import MAGIC
+from polstore.wire.challenge import MAX_BYTES as MAX_CHALLENGE
+from polstore.wire.challenge import Challenge
+from polstore.wire.checkpoint import parse_text
+from polstore.wire.manifest import Manifest
+from polstore.wire.note import parse as parse_note
+from polstore.wire.segment import SegmentRecord
+from polverify.bundle_file import BundleFile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+__all__ = ["claims"]
+
+
+def claims(path: Path) -> dict[str, Any]:
+    """Return what the file at ``path`` claims, as plain data.
+
+    Raises:
+        MissingError: no such file.
+        MalformedError: it is neither a signed root nor a bundle nor a challenge.
+    """
+    if _starts_with(path, MAGIC):
+        return _bundle(path)
+    data = read_file(path, MAX_CHALLENGE)
+    reader: Callable[[bytes], dict[str, Any]] = _signed_root if b"\n" in data[:1024] else _challenge
+    try:
+        return reader(data)
+    except ProofError as error:
+        raise type(error)(f"{path} is neither a signed root nor a bundle nor a challenge: {error}") from error
+
+
+def _starts_with(path: Path, prefix: bytes) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(prefix)) == prefix
+    except OSError as error:
+        raise MissingError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _signed_root(data: bytes) -> dict[str, Any]:
+    note = parse_note(data)
+    checkpoint = parse_text(note.text)
+    return {
+        "kind": "signed root",
+        "verified": False,
+        "origin": checkpoint.origin,
+        "leaves": checkpoint.size,
+        "segments": max(checkpoint.size - 1, 0),
+        "root": checkpoint.root,
+        "signatures": [f"{signature.name}+{signature.key_id.hex()}" for signature in note.signatures],
+    }
+
+
+def _challenge(data: bytes) -> dict[str, Any]:
+    challenge = Challenge.parse(data)
+    return {
+        "kind": "challenge",
+        "origin": challenge.origin,
+        "leaves": challenge.size,
+        "root": challenge.root,
+        "nonce": challenge.nonce,
+        "random": challenge.random,
+        "segments": challenge.segments,
+    }
+
+
+def _bundle(path: Path) -> dict[str, Any]:
+    with BundleFile(path) as file:
+        bundle = file.bundle
+        manifest = Manifest.parse(bundle.leaves[0])
+        opened = []
+        for segment in bundle.opened:
+            record = SegmentRecord.parse(bundle.leaves[segment.index + 1])
+            opened.append({"segment": segment.index, "first step": record.start_step, "end step": record.end_step})
+        return {
+            "kind": "bundle",
+            "verified": False,
+            "bytes": file.size,
+            "run": manifest.run,
+            "root": bundle.root,
+            "segments": bundle.size - 1,
+            "opened": opened,
+            "samples": len(bundle.samples.salts),
+            "recipe": manifest.recipe.digest,
+            "config": dict(manifest.recipe.config),
+            "dataset": {"root": manifest.dataset.root, "size": manifest.dataset.size},
+            "optimizer": manifest.optimizer.name,
+            "fidelity": manifest.fidelity,
+            "every": manifest.every,
+            "environment": manifest.environment.value(),
+        }

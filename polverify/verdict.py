@@ -1,0 +1,106 @@
+"""The verdict: what was decided, by which checks, on how much of the run.
+
+A value with no truth: ``if verdict`` is an error, so INCONCLUSIVE can never pass for either answer. Implements
+specs/verification.md, section "Verdict".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, NoReturn
+
+__all__ = ["Check", "Decision", "Outcome", "SegmentResult", "Verdict"]
+
+SCHEMA = "polverify/verdict/v1"
+
+
+class Decision(Enum):
+    """What a verdict says; the value is the exit code."""
+
+    ACCEPT = 0
+    REJECT = 1
+    INCONCLUSIVE = 3
+
+
+class Outcome(Enum):
+    """What one check came to."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    UNDECIDED = "undecided"  # it was tried and cannot tell
+    NOT_MADE = "not made"  # nothing to make it with, or a check before it failed
+
+
+@dataclass(frozen=True)
+class Check:
+    """One numbered check of specs/verification.md and what it found."""
+
+    number: int
+    name: str
+    outcome: Outcome
+    detail: str
+
+
+@dataclass(frozen=True)
+class SegmentResult:
+    """What the replay of one segment came to."""
+
+    index: int
+    start_step: int
+    end_step: int
+    outcome: Outcome
+    detail: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The verdict on one proof.
+
+    Attributes:
+        decision: ACCEPT, REJECT or INCONCLUSIVE.
+        reason: one line; for REJECT the check that failed, with what was expected and got.
+        checks: every check, in order.
+        claim: what the proof claims, as far as it could be read: origin, size, root and so on.
+        segments: the replays.
+        warnings: what limits the verdict's worth.
+    """
+
+    decision: Decision
+    reason: str
+    checks: tuple[Check, ...]
+    claim: dict[str, Any] = field(default_factory=dict)
+    segments: tuple[SegmentResult, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def __bool__(self) -> NoReturn:
+        raise TypeError("a verdict has no truth value; compare its decision")
+
+    @property
+    def exit_code(self) -> int:
+        """0 for ACCEPT, 1 for REJECT, 3 for INCONCLUSIVE."""
+        return self.decision.value
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the verdict as plain data; the schema is named in it."""
+        return {
+            "schema": SCHEMA,
+            "decision": self.decision.name,
+            "reason": self.reason,
+            "claim": self.claim,
+            "checks": [
+                {"number": check.number, "name": check.name, "outcome": check.outcome.value, "detail": check.detail}
+                for check in self.checks
+            ],
+            "segments": [
+                {
+                    "index": segment.index,
+                    "start_step": segment.start_step,
+                    "end_step": segment.end_step,
+                    "outcome": segment.outcome.value,
+                    "detail": segment.detail,
+                }
+                for segment in self.segments
+            ],
+            "warnings": list(self.warnings),
+        }

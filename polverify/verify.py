@@ -1,0 +1,357 @@
+"""The verification: numbered checks in one place, in the order of specs/verification.md.
+
+Each check raises a `ProofError` when the proof is at fault, which rejects it; a fault of the verifier's own side (a
+missing file, too little memory) is a `CallerError` and passes through. Nothing that a proof says selects, skips or
+loosens a check. Torch is loaded at check 5, once everything that can be known without it is known.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hmac
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from polstore.codec.norms import distances
+from polstore.codec.quantise import FIDELITIES
+from polstore.errors import (
+    ChallengeError,
+    MalformedError,
+    MerkleError,
+    ProofError,
+    RecipeError,
+    ReplayError,
+    SignatureError,
+)
+from polstore.wire import canonical, merkle
+from polstore.wire.checkpoint import open_root, run_origin
+from polstore.wire.manifest import Manifest
+from polstore.wire.steps import MAX_HYPERPARAMETERS, parse_groups
+from polverify.bundle_file import BundleFile
+from polverify.capability import narrow
+from polverify.continuity import check_continuity, state_at
+from polverify.data import check_samples, check_steps
+from polverify.states import States
+from polverify.verdict import Check, Decision, Outcome, SegmentResult, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from polstore.codec.live.recipe import RecipeFile
+    from polstore.wire.challenge import Challenge
+    from polstore.wire.checkpoint import Checkpoint
+    from polstore.wire.keys import VerifierKey
+    from polstore.wire.segment import SegmentRecord
+    from polstore.wire.steps import Steps
+    from polverify.replay.session import Session
+
+__all__ = ["Request", "verify"]
+
+NORM_TOLERANCE = 1e-9  # relative: float64 sums of the same numbers in another order
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the verifier holds and wants to know.
+
+    Attributes:
+        signed_root: bytes of the signed root.
+        keys: the keys that must have signed it.
+        bundle: path of the bundle.
+        recipe: the verifier's own recipe file.
+        challenge: the verifier's challenge, or None to look at whatever the prover opened.
+        device: where to replay.
+        progress: told (what is being done, done, in all).
+    """
+
+    signed_root: bytes
+    keys: Sequence[VerifierKey]
+    bundle: Path | str
+    recipe: RecipeFile
+    challenge: Challenge | None = None
+    device: str = "cpu"
+    progress: Callable[[str, int, int], None] = lambda _what, _done, _total: None
+
+
+def verify(request: Request) -> Verdict:
+    """Check a proof and return the verdict on it.
+
+    Raises:
+        CallerError: the verifier's own side is at fault: a missing file, a recipe that fails here, too little memory.
+    """
+    return _Verification(request).run()
+
+
+@dataclass
+class _Verification:
+    """The state of one verification, which each check adds to."""
+
+    request: Request
+    checks: list[Check] = field(default_factory=list)
+    results: list[SegmentResult] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    claim: dict[str, Any] = field(default_factory=dict)
+    checkpoint: Checkpoint = field(init=False)
+    timestamp: int | None = field(init=False)
+    file: BundleFile = field(init=False)
+    states: States = field(init=False)
+    manifest: Manifest = field(init=False)
+    records: tuple[SegmentRecord, ...] = field(init=False)
+    steps: dict[int, Steps] = field(init=False)
+    session: Session = field(init=False)
+
+    def run(self) -> Verdict:
+        plan = (
+            (0, "well-formed bundle", self.well_formed),
+            (1, "signature", self.signature),
+            (2, "time", self.time),
+            (3, "ledger", self.ledger),
+            (4, "manifest", self.manifest_and_recipe),
+            (5, "initial state", self.initial_state),
+            (6, "continuity", self.continuity),
+            (7, "challenge", self.challenge),
+            (8, "inclusion", self.inclusion),
+            (9, "data", self.data),
+            (10, "replay", self.replay),
+            (11, "plausibility", self.plausibility),
+        )
+        fault: str | None = None
+        try:
+            for number, name, check in plan:
+                if fault is not None:
+                    self.checks.append(Check(number, name, Outcome.NOT_MADE, "a check before it failed"))
+                    continue
+                try:
+                    outcome, detail = check()
+                except ProofError as error:
+                    fault = f"check {number} ({name}): {error}"
+                    outcome, detail = Outcome.FAILED, str(error)
+                self.checks.append(Check(number, name, outcome, detail))
+        finally:
+            if hasattr(self, "file"):
+                self.file.close()
+        return self.verdict(fault)
+
+    def well_formed(self) -> tuple[Outcome, str]:
+        """[check 0] The bundle is one, whole and nothing else."""
+        self.file = BundleFile(self.request.bundle)
+        bundle = self.file.bundle
+        self.states = States(bundle.snapshots, self.file.blob)
+        return Outcome.PASSED, f"{self.file.size} bytes, {len(bundle.opened)} segments opened"
+
+    def signature(self) -> tuple[Outcome, str]:
+        """[check 1] Every given key has signed the root, and the bundle was made for this root."""
+        opened = open_root(self.request.signed_root, self.request.keys)
+        self.checkpoint, self.timestamp = opened.checkpoint, opened.timestamp
+        if self.checkpoint.extensions:
+            raise SignatureError("extension lines of the signed root", expected=(), got=self.checkpoint.extensions)
+        self.claim = {
+            "origin": self.checkpoint.origin,
+            "size": self.checkpoint.size,
+            "root": self.checkpoint.root.hex(),
+            "signed_by": sorted({key.name for key in opened.keys}),
+            "time": self.timestamp,
+        }
+        bundle = self.file.bundle
+        if (bundle.size, bundle.root) != (self.checkpoint.size, self.checkpoint.root):
+            raise MerkleError(
+                "bundle was made for another root",
+                expected=f"{self.checkpoint.size} leaves, {self.checkpoint.root.hex()}",
+                got=f"{bundle.size} leaves, {bundle.root.hex()}",
+            )
+        return (
+            Outcome.PASSED,
+            f"{self.checkpoint.origin}, {self.checkpoint.size} leaves, {len(opened.keys)} keys signed",
+        )
+
+    def time(self) -> tuple[Outcome, str]:
+        """[check 2] What vouches for the time."""
+        if self.timestamp is None:
+            self.warnings.append("the signed root states no time that a given key vouches for")
+            return Outcome.NOT_MADE, "no cosignature by a given key"
+        self.warnings.append("the time is the signer's own claim; no independent witness vouches for it")
+        try:
+            when = datetime.datetime.fromtimestamp(self.timestamp, datetime.UTC).isoformat()
+        except (OverflowError, ValueError, OSError):
+            raise SignatureError("time of the cosignature", expected="a date", got=self.timestamp) from None
+        return Outcome.PASSED, f"{when}, self-asserted"
+
+    def ledger(self) -> tuple[Outcome, str]:
+        """[check 3] The signed root is in an append-only log."""
+        return Outcome.NOT_MADE, "no ledger evidence was given"
+
+    def manifest_and_recipe(self) -> tuple[Outcome, str]:
+        """[check 4] The manifest is this run's, and the verifier has its recipe."""
+        self.manifest = manifest = Manifest.parse(self.file.bundle.leaves[0])
+        origins = {run_origin(key.name, manifest.run) for key in self.request.keys}
+        if origins != {self.checkpoint.origin}:
+            raise MalformedError("run that the manifest names", expected=self.checkpoint.origin, got=manifest.run)
+        self.claim |= {
+            "run": manifest.run,
+            "fidelity": manifest.fidelity,
+            "every": manifest.every,
+            "recipe": manifest.recipe.digest.hex(),
+            "config": dict(manifest.recipe.config),
+            "dataset": {"root": manifest.dataset.root.hex(), "size": manifest.dataset.size},
+            "optimizer": manifest.optimizer.name,
+            "initial": manifest.initial.kind,
+        }
+        if manifest.fidelity not in FIDELITIES:
+            raise MalformedError("fidelity of the run", expected=" or ".join(FIDELITIES), got=manifest.fidelity)
+        if manifest.recipe.kind != "file":
+            raise RecipeError("kind of the run's recipe", expected="file", got=manifest.recipe.kind)
+        if not hmac.compare_digest(manifest.recipe.digest, self.request.recipe.digest):
+            raise RecipeError("recipe file", expected=manifest.recipe.digest, got=self.request.recipe.digest)
+        hypers = self.file.blob(manifest.optimizer.hyperparameters)
+        parse_groups(canonical.decode(hypers, limit=MAX_HYPERPARAMETERS, what="hyperparameters"))
+        return Outcome.PASSED, f"run {manifest.run}, recipe {manifest.recipe.digest.hex()[:16]}"
+
+    def initial_state(self) -> tuple[Outcome, str]:
+        """[check 5] The initial state is what the seed gives."""
+        narrow(self.manifest.environment)
+        from polverify.replay.session import Session  # loads torch, which must not happen sooner
+
+        self.request.progress("building the recipe", 0, 1)
+        self.session = Session(self.request.recipe, self.manifest, self.request.device)
+        self.request.progress("building the recipe", 1, 1)
+        if self.session.optimizer_name != self.manifest.optimizer.name:
+            raise RecipeError("optimizer", expected=self.manifest.optimizer.name, got=self.session.optimizer_name)
+        initial = self.manifest.initial
+        if initial.kind != "seed":
+            self.warnings.append(f"the initial state is declared as {initial.kind}, which this version does not check")
+            return Outcome.NOT_MADE, f"kind {initial.kind}"
+        if self.session.initial_state == initial.state:
+            return Outcome.PASSED, "rebuilt from the seed, state digests are equal"
+        differences = self.session.differences(self.manifest.environment)
+        if differences:
+            return Outcome.UNDECIDED, "another environment class: " + "; ".join(differences)
+        raise ReplayError("initial state rebuilt from the seed", expected=initial.state, got=self.session.initial_state)
+
+    def continuity(self) -> tuple[Outcome, str]:
+        """[check 6] All segment records join up into one run."""
+        bundle = self.file.bundle
+        self.records = check_continuity(bundle.leaves, self.checkpoint.root, self.manifest)
+        steps = self.records[-1].end_step
+        self.claim |= {"segments": len(self.records), "steps": steps}
+        return Outcome.PASSED, f"{len(self.records)} segments, {steps} steps"
+
+    def challenge(self) -> tuple[Outcome, str]:
+        """[check 7] The bundle opens exactly the segments that were asked for."""
+        opened = tuple(segment.index for segment in self.file.bundle.opened)
+        if self.request.challenge is None:
+            self.warnings.append("no challenge: the prover chose which segments to open")
+            return Outcome.NOT_MADE, "no challenge was given"
+        self.request.challenge.require(self.checkpoint.origin, self.checkpoint.size, self.checkpoint.root)
+        if opened != self.request.challenge.segments:
+            raise ChallengeError("opened segments", expected=self.request.challenge.segments, got=opened)
+        return Outcome.PASSED, f"{len(opened)} segments, {self.request.challenge.random} of them at random"
+
+    def inclusion(self) -> tuple[Outcome, str]:
+        """[check 8] Each opened segment's record is in the signed tree."""
+        bundle = self.file.bundle
+        for segment in bundle.opened:
+            leaf = merkle.leaf_hash(bundle.leaves[segment.index + 1])
+            merkle.verify_inclusion(leaf, segment.index + 1, bundle.size, segment.proof, self.checkpoint.root)
+        return Outcome.PASSED, f"{len(bundle.opened)} inclusion proofs"
+
+    def data(self) -> tuple[Outcome, str]:
+        """[check 9] Steps, snapshots and samples are the committed ones, and nothing else is carried."""
+        bundle = self.file.bundle
+        opened = [self.records[segment.index] for segment in bundle.opened]
+        self.steps = {
+            record.index: check_steps(record, self.file.blob(record.steps), self.manifest.dataset) for record in opened
+        }
+        wanted: set[bytes] = set()
+        for record in opened:
+            wanted |= {record.start_state, record.end_state}
+            if record.base_step is not None:
+                wanted.add(state_at(self.records, record.base_step))
+        needed = self.states.closure(wanted) | {record.steps for record in opened}
+        needed.add(self.manifest.optimizer.hyperparameters)
+        carried = {digest for digest, _ in bundle.blobs}
+        if carried != needed:
+            raise MalformedError("blobs of the bundle", expected=f"{len(needed)} needed ones", got=f"{len(carried)}")
+        used: set[int] = set().union(*(steps.samples() for steps in self.steps.values()))
+        check_samples(
+            self.manifest.dataset,
+            used,
+            bundle.samples,
+            self.session.dataset_size,
+            self.session.sample_hash,
+            lambda done, total: self.request.progress("hashing samples", done, total),
+        )
+        return Outcome.PASSED, f"{len(used)} samples of {self.manifest.dataset.size}, {len(wanted)} snapshots"
+
+    def replay(self) -> tuple[Outcome, str]:
+        """[check 10] Training each opened segment again leads to the committed state, bit for bit."""
+        opened = [self.records[segment.index] for segment in self.file.bundle.opened]
+        total = sum(record.end_step - record.start_step for record in opened)
+        before = 0
+        for record in opened:
+            self.results.append(self.replay_segment(record, before, total))
+            before += record.end_step - record.start_step
+        self.claim["steps_replayed"] = total
+        undecided = [result for result in self.results if result.outcome is Outcome.UNDECIDED]
+        if undecided:
+            return Outcome.UNDECIDED, f"segment {undecided[0].index}: {undecided[0].detail}"
+        return Outcome.PASSED, f"{len(opened)} segments, {total} steps of {self.records[-1].end_step}, bit for bit"
+
+    def replay_segment(self, record: SegmentRecord, before: int, total: int) -> SegmentResult:
+        """Replay one segment. In another environment class nothing can be said, and nothing is."""
+        differences = self.session.differences(record.environment)
+        if differences:
+            detail = "another environment class: " + "; ".join(differences)
+            return SegmentResult(record.index, record.start_step, record.end_step, Outcome.UNDECIDED, detail)
+        base = None if record.base_step is None else self.states.get(state_at(self.records, record.base_step))
+        end = self.session.replay(
+            record,
+            self.states.get(record.start_state),
+            base,
+            self.steps[record.index],
+            lambda done: self.request.progress("replaying", before + done, total),
+        )
+        if end.digest() != record.end_state:
+            raise ReplayError(
+                f"segment {record.index}, state after step {record.end_step} ({self.mismatch(record, end)})",
+                expected=record.end_state,
+                got=end.digest(),
+            )
+        return SegmentResult(
+            record.index, record.start_step, record.end_step, Outcome.PASSED, "state digests are equal"
+        )
+
+    def mismatch(self, record: SegmentRecord, end: Any) -> str:
+        """Say where a replayed state differs from the committed one."""
+        committed = self.states.get(record.end_state)
+        theirs = {entry.name: entry for entry in committed.entries()}
+        names = [entry.name for entry in end.entries() if theirs.get(entry.name) != entry]
+        if not names:
+            return "scalars differ"
+        return f"{len(names)} tensors differ, the first is {names[0]}"
+
+    def plausibility(self) -> tuple[Outcome, str]:
+        """[check 11] The norms in the opened records are those of their snapshots."""
+        for segment in self.file.bundle.opened:
+            record = self.records[segment.index]
+            got = distances(self.states.get(record.start_state), self.states.get(record.end_state))
+            for name in ("l1", "l2", "linf", "cos"):
+                ours, theirs = getattr(got, name), getattr(record.norms, name)
+                same = math.isclose(ours, theirs, rel_tol=NORM_TOLERANCE, abs_tol=NORM_TOLERANCE * max(got.l1, 1e-300))
+                if not (same or (math.isnan(ours) and math.isnan(theirs))):
+                    raise ReplayError(f"segment {segment.index}: norm {name}", expected=ours, got=theirs)
+        return Outcome.PASSED, "norms of the opened segments"
+
+    def verdict(self, fault: str | None) -> Verdict:
+        """[check 12] Add up."""
+        undecided = [check for check in self.checks if check.outcome is Outcome.UNDECIDED]
+        if fault is not None:
+            decision, reason = Decision.REJECT, fault
+        elif undecided:
+            first = undecided[0]
+            decision, reason = Decision.INCONCLUSIVE, f"check {first.number} ({first.name}): {first.detail}"
+        else:
+            decision = Decision.ACCEPT
+            reason = f"{len(self.results)} of {len(self.records)} segments replayed bit for bit"
+        return Verdict(decision, reason, tuple(self.checks), self.claim, tuple(self.results), tuple(self.warnings))
