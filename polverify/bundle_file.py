@@ -14,6 +14,7 @@ from polstore.errors import CallerError, MalformedError, MissingError
 from polstore.wire.bundle import HEADER_SIZE, Bundle, parse_header
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
 __all__ = ["BundleFile"]
@@ -73,6 +74,12 @@ class BundleFile:
         if self._map is not None:
             self._map.close()
         self._file.close()
+
+    def check_blobs(self, progress: Callable[[int, int], None]) -> None:
+        """Hash every blob once; raises `MalformedError` for the first that is damaged."""
+        for done, (digest, _) in enumerate(self.bundle.blobs, 1):
+            self.blob(digest)
+            progress(done, len(self.bundle.blobs))
 
     def blob(self, digest: bytes) -> bytes:
         """Return the blob with this SHA-256; raises `MalformedError` if it is absent or damaged."""

@@ -137,6 +137,7 @@ class _Verification:
     def well_formed(self) -> tuple[Outcome, str]:
         """[check 0] The bundle is one, whole and nothing else."""
         self.file = BundleFile(self.request.bundle)
+        self.file.check_blobs(lambda done, total: self.request.progress("hashing the bundle", done, total))
         bundle = self.file.bundle
         self.states = States(bundle.snapshots, self.file.blob)
         return Outcome.PASSED, f"{self.file.size} bytes, {len(bundle.opened)} segments opened"
