@@ -34,7 +34,7 @@ def main() -> int:
     run(DEMO, "polverify challenge signed-root --key key.pub --segments 4 --out challenge")
     say("The trainer opens just these segments.")
     run(DEMO, "polstore prove --store store --run digits --challenge challenge --out bundle")
-    say("The arbiter gets the bundle, has read the recipe, and replays the segments in a folder and process of his own.")
+    say("The arbiter gets the bundle, has read the recipe, and replays the segments in his own folder and process.")
     run(DEMO, "mkdir verifier && cp signed-root key.pub challenge bundle recipe.py verifier")
     check = "polverify check signed-root --key key.pub --challenge challenge --recipe recipe.py"
     run(DEMO / "verifier", f"{check} --bundle bundle")
