@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
-from polstore.codec.frames import StoredSnapshot, decode
+from polstore.codec.frames import DEFAULT_MAX_BYTES, StoredSnapshot, decode
 from polstore.errors import MalformedError
 from polstore.wire.bundle import MAX_STORED_SNAPSHOT
 
@@ -39,6 +39,7 @@ class States:
         self._fetch = fetch
         self._stored: dict[bytes, StoredSnapshot] = {}
         self._decoded: OrderedDict[bytes, Snapshot] = OrderedDict()
+        self._max_bytes = DEFAULT_MAX_BYTES
         last = b""
         for data in stored:
             if len(data) > MAX_STORED_SNAPSHOT:
@@ -50,6 +51,10 @@ class States:
                 )
             last = snapshot.state_digest
             self._stored[last] = snapshot
+
+    def limit(self, max_bytes: int) -> None:
+        """Refuse from now on to decode snapshots of more than ``max_bytes`` bytes."""
+        self._max_bytes = max_bytes
 
     def closure(self, wanted: set[bytes]) -> set[bytes]:
         """Require exactly the snapshots ``wanted`` with their bases and return the digests of all their frames.
@@ -73,12 +78,15 @@ class States:
         snapshot: Snapshot | None = None
         for stored in reversed(self._chain(digest)):
             ready = self._decoded.get(stored.state_digest)
-            snapshot = ready if ready is not None else decode(stored, snapshot, self._fetch)
+            snapshot = ready if ready is not None else self._decode(stored, snapshot)
             self._decoded[stored.state_digest] = snapshot
             self._decoded.move_to_end(stored.state_digest)
             while len(self._decoded) > KEPT:
                 self._decoded.popitem(last=False)
         return self._decoded[digest]
+
+    def _decode(self, stored: StoredSnapshot, base: Snapshot | None) -> Snapshot:
+        return decode(stored, base, self._fetch, max_bytes=self._max_bytes)
 
     def _chain(self, digest: bytes) -> list[StoredSnapshot]:
         chain: list[StoredSnapshot] = []

@@ -8,7 +8,6 @@ loosens a check. Torch is loaded at check 5, once everything that can be known w
 from __future__ import annotations
 
 import datetime
-import hmac
 import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -49,6 +48,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Request", "verify"]
 
+STATE_FACTOR = (
+    16  # largest state that is decoded, against the recipe's initial one: optimizers keep a few times the model
+)
+STATE_SLACK = 64 * 2**20  # bytes on top of that, for small models
 NORM_TOLERANCE = 1e-9  # relative: float64 sums of the same numbers in another order
 
 
@@ -203,7 +206,7 @@ class _Verification:
             raise MalformedError("fidelity of the run", expected=" or ".join(FIDELITIES), got=manifest.fidelity)
         if manifest.recipe.kind != "file":
             raise RecipeError("kind of the run's recipe", expected="file", got=manifest.recipe.kind)
-        if not hmac.compare_digest(manifest.recipe.digest, self.request.recipe.digest):
+        if manifest.recipe.digest != self.request.recipe.digest:
             raise RecipeError("recipe file", expected=manifest.recipe.digest, got=self.request.recipe.digest)
         hypers = self.file.blob(manifest.optimizer.hyperparameters)
         parse_groups(canonical.decode(hypers, limit=MAX_HYPERPARAMETERS, what="hyperparameters"))
@@ -217,6 +220,7 @@ class _Verification:
         self.request.progress("building the recipe", 0, 1)
         self.session = Session(self.request.recipe, self.manifest, self.request.device)
         self.request.progress("building the recipe", 1, 1)
+        self.states.limit(STATE_FACTOR * self.session.state_bytes + STATE_SLACK)
         if self.session.optimizer_name != self.manifest.optimizer.name:
             raise RecipeError("optimizer", expected=self.manifest.optimizer.name, got=self.session.optimizer_name)
         initial = self.manifest.initial

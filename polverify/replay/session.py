@@ -48,7 +48,9 @@ class Session:
         self._recipe = recipe.load()
         self._training = self._build()
         self._live = LiveState(self._training.model, self._training.optimizer, self._training.extras)
-        self.initial_state = self._live.capture(0).digest()
+        initial = self._live.capture(0)
+        self.initial_state = initial.digest()
+        self.state_bytes = initial.nbytes
 
     @property
     def dataset_size(self) -> int:
