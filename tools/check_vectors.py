@@ -14,12 +14,16 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also runs as a plain script
 
-from tools.checker import canonical, merkle, signed_root, state_digest
+from tools.checker import bundle, canonical, challenge, codec, merkle, run_records, signed_root, state_digest
 from tools.checker.faults import MismatchError, RefusedError
 
 FORMATS = {
+    "bundle": bundle.check,
     "canonical": canonical.check,
+    "challenge": challenge.check,
+    "codec": codec.check,
     "merkle": merkle.check,
+    "run_records": run_records.check,
     "signed_root": signed_root.check,
     "state_digest": state_digest.check,
 }

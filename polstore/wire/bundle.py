@@ -24,9 +24,9 @@ __all__ = ["HEADER_SIZE", "MAGIC", "MAX_INDEX_BYTES", "Bundle", "OpenedSegment",
 
 MAGIC = b"polstore bundle v1\n"
 HEADER_SIZE = len(MAGIC) + DIGEST_SIZE + 8  # bytes before the index
-MAX_INDEX_BYTES = 2**29  # 512 MiB: the leaves of a million segments
+MAX_INDEX_BYTES = 2**28  # 256 MiB: the leaves of half a million segments
 MAX_LEAVES = 2**24
-MAX_PROOF = 64  # hashes: a tree of 2**48 leaves needs 48
+MAX_PROOF = 48  # hashes: what a tree of 2**48 leaves needs
 MAX_SNAPSHOTS = 2**20
 MAX_STORED_SNAPSHOT = 256 * 2**20  # bytes of one stored snapshot's description
 MAX_OPENED_SAMPLES = 2**26

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from polstore.errors import ChallengeError, MalformedError, UsageError
 from polstore.wire import canonical
+from polstore.wire.checkpoint import MAX_ORIGIN
 from polstore.wire.fields import Fields
 
 __all__ = ["Challenge"]
@@ -29,7 +30,8 @@ class Challenge:
         size: leaves under it.
         root: that root.
         nonce: 32 fresh bytes of the verifier's.
-        random: how many of the segments the nonce chose; the others are the first and the last one.
+        random: how many of the segments the nonce chose; the others are the first and the last one. 0 if all segments
+            of the run are wanted, since nothing was chosen then.
         segments: their indices, ascending.
     """
 
@@ -70,7 +72,7 @@ class Challenge:
             random = max(segments - 2, 1) if segments < count else 0
         fixed = segments - random
         if segments == count:
-            return cls(origin, size, root, nonce, min(random, segments), tuple(range(count)))
+            return cls(origin, size, root, nonce, 0, tuple(range(count)))
         if not 0 <= fixed <= 2:
             raise UsageError(
                 "of the segments all but two at most are random", expected=f"{segments} - 2 or more", got=random
@@ -91,7 +93,7 @@ class Challenge:
         """Parse a challenge file and draw it again; raises `MalformedError` if that gives other segments."""
         fields = Fields(canonical.decode(data, limit=MAX_BYTES, what="challenge"), "challenge", 7)
         fields.tag(cls.TAG)
-        origin, size = fields.text("origin", 512), fields.integer("size", 2)
+        origin, size = fields.text("origin", MAX_ORIGIN), fields.integer("size", 2)
         root, nonce = fields.digest("root"), fields.digest("nonce")
         random = fields.integer("random", 0, MAX_SEGMENTS)
         listed = fields.array("segments", MAX_SEGMENTS)
@@ -99,9 +101,11 @@ class Challenge:
             drawn = cls.draw(origin, size, root, segments=len(listed), random=random, nonce=nonce)
         except UsageError as error:
             raise MalformedError(f"challenge does not hold together: {error}") from error
-        if drawn.segments != listed:
+        if drawn.encode() != data:  # not a comparison of values: to Python, true is 1
             raise MalformedError(
-                "challenge lists other segments than its nonce draws", expected=drawn.segments, got=listed
+                "challenge lists other segments than its nonce draws",
+                expected=(drawn.random, drawn.segments),
+                got=(random, listed),
             )
         return drawn
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from polstore.errors import MalformedError
 from polstore.wire import canonical
+from polstore.wire.checkpoint import MAX_ORIGIN
 from polstore.wire.environment import Environment
 from polstore.wire.extensions import MAX_EXTENSIONS, Extensions, parse_extensions
 from polstore.wire.fields import Fields
@@ -29,6 +30,7 @@ MAX_CONFIG = 256  # entries of a recipe's configuration
 MAX_CONFIG_TEXT = 4096  # characters of one text value
 MAX_EVERY = 1_000_000  # steps of a segment
 
+NO_DIGEST = bytes(32)
 RECIPE_KINDS = ("file", "none")
 INITIAL_KINDS = ("seed", "parent", "distribution")
 SAMPLER_KINDS = ("seed", "free")
@@ -65,6 +67,8 @@ class Recipe:
                 raise MalformedError(f"manifest, recipe config {name}", expected="a short scalar", got=setting)
             config.append((name, setting))
         check_order((name for name, _ in config), "names of a recipe's configuration")
+        if kind == "none" and (digest != NO_DIGEST or config):
+            raise MalformedError("manifest, recipe of kind none", expected="a digest of zeros, no configuration")
         return cls(kind, digest, tuple(config))
 
 
@@ -133,7 +137,7 @@ class Parent:
         """Parse a parent; raises `MalformedError`."""
         fields = Fields(value, "manifest, parent", 6)
         return cls(
-            fields.text("origin", 512),
+            fields.text("origin", MAX_ORIGIN),
             fields.integer("size", 1),
             fields.digest("root"),
             fields.integer("step"),
@@ -259,4 +263,6 @@ def _optional_binary(fields: Fields) -> bytes | None:
     value = fields.value()
     if value is None:
         return None
+    if value == b"":
+        raise MalformedError("manifest, field not_before", expected="nil or at least one byte", got=value)
     return Fields((value,), "manifest", 1).binary("not_before", MAX_NOT_BEFORE)

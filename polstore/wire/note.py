@@ -111,7 +111,8 @@ def parse(data: bytes) -> Note:
         raise MalformedError("control character in a note", expected="newlines only", got=control.group())
     text, gap, rest = whole.rpartition("\n\n")
     if not gap or not rest.endswith("\n"):
-        raise MalformedError("note", expected="a text, an empty line, signature lines", got=whole)
+        # Not what was read: it may be a private key that somebody mistook for a note.
+        raise MalformedError("note", expected="a text, an empty line, signature lines", got=f"{len(data)} other bytes")
     lines = rest[:-1].split("\n")
     if len(lines) > MAX_SIGNATURES:
         raise MalformedError("number of signatures", expected=f"1 to {MAX_SIGNATURES}", got=len(lines))

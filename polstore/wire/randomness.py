@@ -22,7 +22,7 @@ class Stream:
 
     INITIAL = "initial"  # building the model; numbers: none
     EPOCH = "epoch"  # drawing the order of samples; numbers: epoch
-    FETCH = "fetch"  # loading one batch, augmentation included; numbers: batch since the start of the run
+    FETCH = "fetch"  # loading one batch, augmentation included; numbers: batch since the start of the run, rank
     STEP = "step"  # everything else in a step; numbers: step, microbatch, rank
     SAMPLE = "sample"  # loading one sample to commit to the dataset; numbers: sample index
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_HYPERPARAMETERS", "MAX_STEPS_BLOB", "Groups", "Microbatch", "Step", "Steps", "parse_groups"]
 
-MAX_STEPS_BLOB = 256 * 2**20  # bytes: 1,000 steps of 64k samples each, at 4 bytes an index
+MAX_STEPS_BLOB = 64 * 2**20  # bytes: 1,000 steps of 16k samples each, at 4 bytes an index
 MAX_HYPERPARAMETERS = 16 * 2**20  # bytes of one set of hyperparameters
 MAX_MICROBATCHES = 65_536
 MAX_RANKS = 65_536

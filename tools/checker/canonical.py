@@ -7,7 +7,7 @@ from typing import Any
 
 from tools.checker.faults import Case, refuse, require, same
 
-__all__ = ["check", "decode", "encode"]
+__all__ = ["check", "decode", "described", "encode"]
 
 MAX_DEPTH = 32
 NAN = bytes.fromhex("7ff8000000000000")
@@ -122,11 +122,12 @@ def _head(kind: str, length: int, short: int, below: int) -> bytes:
     return bytes([found[1]]) + length.to_bytes(found[2], "big")
 
 
-def _described(value: Any) -> Any:
+def described(value: Any) -> Any:
+    """Return the JSON description of a value."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, list):
-        return [_described(item) for item in value]
+        return [described(item) for item in value]
     if isinstance(value, int):
         return {"int": str(value)}
     if isinstance(value, float):
@@ -138,5 +139,5 @@ def check(case: Case) -> None:
     """Check one case."""
     data = bytes.fromhex(case["bytes"])
     value = decode(data)
-    same("value", _described(value), case["value"])
+    same("value", described(value), case["value"])
     same("encoding", encode(value), data)

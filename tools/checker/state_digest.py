@@ -6,10 +6,10 @@ from hashlib import sha256
 from math import prod
 from typing import Any
 
-from tools.checker import canonical, merkle
+from tools.checker import canonical, merkle, records
 from tools.checker.faults import Case, require, same
 
-__all__ = ["check"]
+__all__ = ["check", "entry"]
 
 DTYPES = {"bool", "uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64"}
 DTYPES |= {"float8_e4m3fn", "float8_e5m2", "float16", "bfloat16", "float32", "float64", "complex64", "complex128"}
@@ -19,11 +19,12 @@ def _integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _entry(value: Any) -> None:
+def entry(value: Any) -> None:
+    """Refuse a value that is no tensor's entry."""
     require(isinstance(value, list) and len(value) == 5, "MalformedError", "an entry has five fields")
     kind, name, dtype, shape, digest = value
     require(_integer(kind) and kind == 0, "MalformedError", "kind")
-    require(isinstance(name, str) and 1 <= len(name) <= 512 and name.isprintable(), "MalformedError", "name")
+    records.text(512)(name)
     require(isinstance(dtype, str) and dtype in DTYPES, "MalformedError", "dtype")
     require(isinstance(shape, list) and len(shape) <= 16, "MalformedError", "number of dimensions")
     require(all(_integer(size) and 0 <= size <= 2**40 for size in shape), "MalformedError", "shape")
@@ -34,7 +35,7 @@ def _entry(value: Any) -> None:
 def check(case: Case) -> None:
     """Check one case."""
     if case["kind"] == "entry":
-        _entry(canonical.decode(bytes.fromhex(case["bytes"])))
+        entry(canonical.decode(bytes.fromhex(case["bytes"])))
         return
     names = [item["name"].encode() for item in case["tensors"]]
     require(names == sorted(set(names)), "MalformedError", "names are not sorted or not unique")
@@ -42,8 +43,8 @@ def check(case: Case) -> None:
         [0, item["name"], item["dtype"], item["shape"], sha256(bytes.fromhex(item["data"])).digest()]
         for item in case["tensors"]
     ]
-    for entry in entries:
-        _entry(entry)
+    for item in entries:
+        entry(item)
     entries.append([1, sha256(bytes.fromhex(case["scalars"])).digest()])
     encoded = [canonical.encode(entry) for entry in entries]
     same("entries", [item.hex() for item in encoded], case["entries"])

@@ -8,14 +8,18 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tools.vectors import canonical, merkle, signed_root, state_digest
+from tools.vectors import bundle, canonical, challenge, codec, merkle, run_records, signed_root, state_digest
 
 if TYPE_CHECKING:
     from tools.vectors.cases import File
 
 MODULES = {  # file name in specs/vectors, without .json: the module that makes it
+    "bundle": bundle,
     "canonical": canonical,
+    "challenge": challenge,
+    "codec": codec,
     "merkle": merkle,
+    "run_records": run_records,
     "signed_root": signed_root,
     "state_digest": state_digest,
 }

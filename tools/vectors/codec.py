@@ -6,7 +6,7 @@ All frames are raw but for literal zstd frames, so the file comes out the same w
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,23 +14,64 @@ from polstore.codec.frames import Encoding, StoredFrame, StoredGroup, StoredSnap
 from polstore.codec.quantise import quantise
 from polstore.codec.snapshot import CARRIER, Snapshot, Tensor
 from polstore.errors import MalformedError
+from tools.vectors.cases import Case, File, expect, file, invalid, valid
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["run", "vectors"]
 
 FIDELITY = "float16-writeback"
 SCALARS = b"\x90"
+ZSTD_RUN_OF_100_ZEROS = bytes.fromhex("28b52ffd206423030000")  # one block that repeats a byte
 ZSTD_OF_100_ZEROS = bytes.fromhex("28b52ffd206445000010000001003f012c")
 WEIGHT, FIRST, SECOND = "parameter/w", "optimizer/w/exp_avg", "optimizer/w/exp_avg_sq"
 
 
-def vectors() -> dict[str, Any]:
-    """Return the contents of specs/vectors/codec.json."""
-    return {"format": "codec", "spec": "specs/codec.md", "cases": [*_quantised(), *_stored()]}
+def vectors() -> File:
+    """Return the whole file."""
+    return file("codec", "specs/codec.md", [*_quantised(), *_stored()])
+
+
+def run(case: Case) -> None:
+    """Put one case through polstore."""
+    if case["kind"] == "quantise":
+        base, live = (_one(case, bytes.fromhex(case[which])) for which in ("base", "live"))
+        committed = quantise(live, base, case["fidelity"]).tensors[0].data.tobytes()
+        expect("committed", committed.hex(), case["committed"])
+        return
+    frames = {bytes.fromhex(digest): bytes.fromhex(frame) for digest, frame in case["frames"].items()}
+    record = StoredSnapshot.parse(bytes.fromhex(case["record"]))
+    expect("record", record.encode().hex(), case["record"])
+    snapshot = decode(record, _base(case), frames.__getitem__)
+    expect("tensors", _listed(snapshot), case["tensors"])
+
+
+def _one(case: Case, data: bytes) -> Snapshot:
+    tensor = Tensor(case["name"], "float32", tuple(case["shape"]), np.frombuffer(data, "<f4"))
+    return Snapshot((tensor,), SCALARS)
+
+
+def _base(case: Case) -> Snapshot | None:
+    if case["base_tensors"] is None:
+        return None
+    tensors = (
+        Tensor(
+            item["name"],
+            item["dtype"],
+            tuple(item["shape"]),
+            np.frombuffer(bytes.fromhex(item["data"]), CARRIER[item["dtype"]]),
+        )
+        for item in case["base_tensors"]
+    )
+    return Snapshot(tuple(tensors), bytes.fromhex(case["base_scalars"]))
 
 
 def _floats(name: str, words: list[int]) -> Tensor:
     return Tensor(name, "float32", (len(words),), np.array(words, "<u4").view("<f4"))
 
 
-def _quantised() -> list[dict[str, Any]]:
+def _quantised() -> Iterator[Case]:
     example = [0x3F8020C5, 0xC0000831, 0x3F000000], [0x3F800000, 0xC0000000, 0x3F000000]
     rows: list[tuple[str, str, str, list[int], list[int]]] = [
         ("weight-example", "the worked example", WEIGHT, *example),
@@ -64,27 +105,22 @@ def _quantised() -> list[dict[str, Any]]:
         ("unknown-key", "exact", "optimizer/w/master_weight", [0x3F9E0652], [0]),
         ("buffer", "exact", "buffer/running_mean", [0x3F9E0652], [0]),
     ]
-    cases = []
     for identifier, comment, name, live, base in rows:
         before, after = (Snapshot((_floats(name, words),), SCALARS) for words in (base, live))
-        cases.append(
-            {
-                "id": identifier,
-                "comment": comment,
-                "kind": "quantise",
-                "fidelity": FIDELITY,
-                "name": name,
-                "shape": [len(live)],
-                "base": before.tensors[0].data.tobytes().hex(),
-                "live": after.tensors[0].data.tobytes().hex(),
-                "committed": quantise(after, before, FIDELITY).tensors[0].data.tobytes().hex(),
-                "result": "valid",
-            }
+        yield valid(
+            identifier,
+            comment,
+            kind="quantise",
+            fidelity=FIDELITY,
+            name=name,
+            shape=[len(live)],
+            base=before.tensors[0].data.tobytes().hex(),
+            live=after.tensors[0].data.tobytes().hex(),
+            committed=quantise(after, before, FIDELITY).tensors[0].data.tobytes().hex(),
         )
-    return cases
 
 
-def _stored() -> list[dict[str, Any]]:
+def _stored() -> list[Case]:
     base = Snapshot((_floats(WEIGHT, [0x3F800000, 0xC0000000, 0x3F000000]),), SCALARS)
     live = Snapshot((_floats(WEIGHT, [0x3F8020C5, 0xC0000831, 0x3F000000]),), SCALARS)
     record, frames, _ = encode(live, base, FIDELITY)
@@ -92,12 +128,13 @@ def _stored() -> list[dict[str, Any]]:
     many_base, many_live = _all_encodings(0), _all_encodings(1)
     many, many_frames, _ = encode(many_live, many_base, FIDELITY)
     low = record.groups[0].frames[0]
-    zeros = b"\x01" + ZSTD_OF_100_ZEROS
+    zeros = b"\x01" + ZSTD_RUN_OF_100_ZEROS
     return [
         _case("stored-example", "the worked example", good, base, frames),
         _case("stored-every-encoding", "all six encodings, 7 dtypes", many.encode(), many_base, many_frames),
         _case("stored-keyframe", "no base", *_keyframe(base)),
         _case("stored-zstd", "a compressed frame", *_zeros(zeros)),
+        _case("stored-zstd-huffman", "a frame with an entropy-coded block", *_zeros(b"\x01" + ZSTD_OF_100_ZEROS)),
         _case("stored-wrong-base", "another base than the record names", good, live, frames),
         _case("stored-no-base", "no base at hand", good, None, frames),
         _case("stored-truncated", "the last byte is missing", good[:-1], base, frames),
@@ -121,7 +158,7 @@ def _stored() -> list[dict[str, Any]]:
         _case("stored-frame-kind", "a frame neither raw nor zstd", good, base, frames | {low.digest: b"\2\x19\x18\0"}),
         _case("stored-zstd-bomb", "states 1 GiB of content", *_zeros(b"\x01" + _stating(1 << 30))),
         _case("stored-zstd-trailing", "a byte after the zstd frame", *_zeros(zeros + b"\0")),
-        _case("stored-zstd-twice", "two zstd frames", *_zeros(zeros + ZSTD_OF_100_ZEROS)),
+        _case("stored-zstd-twice", "two zstd frames", *_zeros(zeros + ZSTD_RUN_OF_100_ZEROS)),
     ]
 
 
@@ -165,16 +202,12 @@ def _zeros(frame: bytes) -> tuple[bytes, None, dict[bytes, bytes]]:
 
 def _stating(size: int) -> bytes:
     """Return the zstd frame of zeros with another content size in its header (4 bytes, single segment)."""
-    return ZSTD_OF_100_ZEROS[:4] + b"\xa0" + size.to_bytes(4, "little") + ZSTD_OF_100_ZEROS[6:]
+    return ZSTD_RUN_OF_100_ZEROS[:4] + b"\xa0" + size.to_bytes(4, "little") + ZSTD_RUN_OF_100_ZEROS[6:]
 
 
-def _case(
-    identifier: str, comment: str, record: bytes, base: Snapshot | None, frames: dict[bytes, bytes]
-) -> dict[str, Any]:
+def _case(identifier: str, comment: str, record: bytes, base: Snapshot | None, frames: dict[bytes, bytes]) -> Case:
     """Return a decode case, with the outcome that the reference implementation has."""
-    case: dict[str, Any] = {
-        "id": identifier,
-        "comment": comment,
+    case: Case = {
         "kind": "decode",
         "record": record.hex(),
         "frames": {digest.hex(): frame.hex() for digest, frame in frames.items()},
@@ -184,8 +217,8 @@ def _case(
     try:
         out = decode(StoredSnapshot.parse(record), base, frames.__getitem__)
     except MalformedError:
-        return case | {"result": "invalid", "error": "MalformedError"}
-    return case | {"result": "valid", "tensors": _listed(out)}
+        return invalid(identifier, comment, MalformedError, **case)
+    return valid(identifier, comment, **case, tensors=_listed(out))
 
 
 def _listed(snapshot: Snapshot) -> list[dict[str, Any]]:

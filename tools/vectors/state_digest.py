@@ -22,9 +22,24 @@ COUNT = ("buffer/bn.num_batches_tracked", "int64", (), struct.pack("<q", 1000))
 NOTHING = ("buffer/empty", "float64", (0, 7), b"")
 ACCENT = ("parameter/é", "bool", (3,), b"\x01\x00\x01")
 SCALARS: Value = (("lr", 0.1), ("step", 1000))
-DIGEST = hashlib.sha256(WEIGHT[3]).digest()
-
 Tensor = tuple[str, str, tuple[int, ...], bytes]
+
+# What a recorder commits to of one SGD step on one weight of shape (1, 2), with a scheduler as an extra.
+EXAMPLE_TENSORS: list[Tensor] = [
+    ("optimizer/weight/momentum_buffer", "float32", (1, 2), struct.pack("<2f", 0.5, -1.0)),
+    ("parameter/weight", "float32", (1, 2), struct.pack("<2f", 0.75, 1.5)),
+]
+EXAMPLE_SCALARS: Value = (
+    "polstore/scalars/v1",
+    2,
+    (
+        2,
+        ("#groups", (0, (2, ("lr", 0.5), ("momentum", 0.9), ("params", (0, "weight"))))),
+        ("weight", (2, ("momentum_buffer", (3, "optimizer/weight/momentum_buffer")))),
+    ),
+    (2, ("scheduler", (2, ("last_epoch", 2)))),
+)
+DIGEST = hashlib.sha256(WEIGHT[3]).digest()
 
 
 def vectors() -> File:
@@ -92,6 +107,7 @@ def _snapshot(name: str, comment: str, tensors: list[Tensor], scalars: Value) ->
 
 
 SNAPSHOTS: list[tuple[str, str, list[Tensor], Value]] = [
+    ("example", "the worked example", EXAMPLE_TENSORS, EXAMPLE_SCALARS),
     ("layer", "one linear layer and two scalars", [BIAS, WEIGHT], SCALARS),
     ("scalars_only", "no tensor at all", [], SCALARS),
     ("one_ulp", "one weight differs in its last bit", [BIAS, (*WEIGHT[:3], b"\x01" + WEIGHT[3][1:])], SCALARS),
@@ -112,6 +128,7 @@ FAULTS: list[tuple[str, str, Value]] = [
     ("kind_boolean", "false in place of 0", (False, WEIGHT[0], "float32", (2, 2), DIGEST)),
     ("name_empty", "no name", (0, "", "float32", (2, 2), DIGEST)),
     ("name_control", "a newline in a name", (0, "a\nb", "float32", (2, 2), DIGEST)),
+    ("name_reordering", "a mark that reverses what a terminal shows", (0, "a\u202eb", "float32", (2, 2), DIGEST)),
     ("name_long", "513 characters", (0, "a" * 513, "float32", (2, 2), DIGEST)),
     ("name_bytes", "bytes for text", (0, b"a", "float32", (2, 2), DIGEST)),
     ("dtype_unknown", "no such dtype", (0, WEIGHT[0], "float12", (2, 2), DIGEST)),
