@@ -1,12 +1,12 @@
 """A bundle on disk: the index, and the blobs, each hashed whenever it is read.
 
-Maps the file, so a bundle may be larger than memory. Implements the reading part of specs/bundle.md.
+Reads one blob at a time, so a bundle may be larger than memory; it is not mapped, because a file that shrinks under a
+mapping kills the process. Implements the reading part of specs/bundle.md.
 """
 
 from __future__ import annotations
 
 import hashlib
-import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +36,6 @@ class BundleFile:
             raise MissingError(f"no bundle {path}") from error
         except OSError as error:
             raise CallerError(f"bundle {path} cannot be read: {error}") from error
-        self._map: mmap.mmap | None = None
         try:
             self._read()
         except BaseException:
@@ -54,12 +53,11 @@ class BundleFile:
         self._places: dict[bytes, tuple[int, int]] = {}
         end = HEADER_SIZE + length
         for blob, size in self.bundle.blobs:
-            self._places[blob] = (end, end + size)
+            self._places[blob] = (end, size)
             end += size
         self.size = self._file.seek(0, 2)
         if self.size != end:
             raise MalformedError("length of the bundle", expected=f"{end} bytes", got=f"{self.size} bytes")
-        self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def __enter__(self) -> BundleFile:
         return self
@@ -71,8 +69,6 @@ class BundleFile:
 
     def close(self) -> None:
         """Close the file."""
-        if self._map is not None:
-            self._map.close()
         self._file.close()
 
     def check_blobs(self, progress: Callable[[int, int], None]) -> None:
@@ -83,10 +79,14 @@ class BundleFile:
 
     def blob(self, digest: bytes) -> bytes:
         """Return the blob with this SHA-256; raises `MalformedError` if it is absent or damaged."""
-        if self._map is None or digest not in self._places:
+        if digest not in self._places:
             raise MalformedError("bundle lacks a blob", expected=digest, got=None)
-        start, end = self._places[digest]
-        data = self._map[start:end]
+        start, size = self._places[digest]
+        try:
+            self._file.seek(start)
+            data = self._file.read(size)
+        except OSError as error:
+            raise CallerError(f"the bundle can no longer be read: {error}") from error
         got = hashlib.sha256(data).digest()
         if got != digest:
             raise MalformedError("blob of the bundle is damaged", expected=digest, got=got)

@@ -1,13 +1,13 @@
 """The command `polverify`: challenge, check, show.
 
-Exit codes: 0 ACCEPT or fine, 1 REJECT, 2 wrong usage, 3 INCONCLUSIVE, 4 the caller's side at fault.
+Exit codes: 0 ACCEPT or fine, 1 REJECT, 2 wrong usage, 3 INCONCLUSIVE, 4 the caller's side at fault, 130 interrupted.
 """
 
 from __future__ import annotations
 
 import secrets
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -33,12 +33,13 @@ app = typer.Typer(
     help="Check a proof-of-learning against a signed root.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: boxes cut option names, and show switches as if they took a value
     add_completion=False,
 )
 
-SignedRoot = Annotated[Path, typer.Argument(help="Signed root, as polstore commit wrote it.")]
-Key = Annotated[Path, typer.Option(help="Verifier keys of the signer: KEY.pub.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+SignedRoot = Annotated[Path, typer.Argument(metavar="SIGNED_ROOT", help="Signed root, as polstore commit wrote it.")]
+Key = Annotated[Path, typer.Option(metavar="KEY.pub", help="Verifier keys of the signer.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 
 MARKS = {
     Outcome.PASSED: ("ok", "green"),
@@ -52,16 +53,22 @@ MARKS = {
 def challenge(
     signed_root: SignedRoot,
     key: Key,
-    segments: Annotated[int, typer.Option(help="Segments to open, in all.")],
-    out: Annotated[Path, typer.Option(help="Challenge file to write.")],
+    segments: Annotated[int, typer.Option(metavar="N", help="Segments to open, in all.")],
+    out: Annotated[Path, typer.Option(metavar="CHALLENGE", help="Challenge file to write.")],
     random: Annotated[
-        int | None, typer.Option(help="How many of them the nonce draws; all but the first and the last if left out.")
+        int | None,
+        typer.Option(metavar="R", help="How many of them the nonce draws; all but the first and the last if left out."),
     ] = None,
     nonce: Annotated[
-        str | None, typer.Option(help="64 hex digits that the prover could not know; fresh if left out.")
+        str | None,
+        typer.Option(metavar="HEX", help="64 hex digits that the prover could not know; fresh if left out."),
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Draw the segments that the prover has to open. Do it after the root was signed, never before."""
+    """Draw the segments that the prover has to open.
+
+    Do it after the root was signed, never before.
+    """
     opened = open_root(read_file(signed_root, MAX_NOTE), keyfile.load_verifier_keys(key))
     drawn = Challenge.draw(
         opened.checkpoint.origin,
@@ -72,6 +79,8 @@ def challenge(
         nonce=_nonce(nonce),
     )
     write_atomic(out, drawn.encode())
+    if as_json:
+        terminal.emit_json(claims(out))
     terminal.note(f"challenged {len(drawn.segments)} of {opened.checkpoint.size - 1} segments in {out}")
 
 
@@ -79,14 +88,22 @@ def challenge(
 def check(
     signed_root: SignedRoot,
     key: Key,
-    bundle: Annotated[Path, typer.Option(help="Bundle, as polstore prove wrote it.")],
-    recipe: Annotated[Path, typer.Option(help="Your own copy of the recipe. It is executed: read it first.")],
-    challenge: Annotated[Path | None, typer.Option(help="The challenge that the bundle answers.")] = None,
-    device: Annotated[str, typer.Option(help="Where to replay: cpu, cuda, cuda:1.")] = "cpu",
+    bundle: Annotated[Path, typer.Option(metavar="BUNDLE", help="Bundle, as polstore prove wrote it.")],
+    recipe: Annotated[
+        Path, typer.Option(metavar="RECIPE", help="Your own copy of the recipe. It is executed: read it first.")
+    ],
+    challenge: Annotated[
+        Path | None, typer.Option(metavar="CHALLENGE", help="The challenge that the bundle answers.")
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="D", help="Where to replay: cpu, cuda, cuda:1.")] = "cpu",
     as_json: AsJson = False,
 ) -> None:
-    """Check a bundle against a signed root: signatures, inclusion, continuity, data, and a replay of each segment."""
-    with terminal.progress() as progress:
+    """Check a bundle against a signed root, and say so.
+
+    Signatures, inclusion, continuity, data, and a replay of each opened segment. Exit code: 0 ACCEPT, 1 REJECT,
+    3 INCONCLUSIVE; 2 and 4 mean that there is no verdict.
+    """
+    with terminal.progress() as progress, terminal.recipe_at_work():
         verdict = verify(
             Request(
                 signed_root=read_file(signed_root, MAX_NOTE),
@@ -107,16 +124,16 @@ def check(
 
 @app.command()
 def show(
-    file: Annotated[Path, typer.Argument(help="Signed root, bundle or challenge.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Signed root, bundle or challenge.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show what a file claims. Nothing is verified and nothing executed."""
+    """Show what a file claims; nothing is verified or executed."""
     found = claims(file)
     if as_json:
         terminal.emit_json(found)
         return
     for name, value in found.items():
-        terminal.emit(f"{name}: {_line(value)}")
+        terminal.emit(f"{name}: {terminal.text(value)}")
 
 
 def main() -> None:
@@ -144,33 +161,26 @@ def _nonce(text: str | None) -> bytes:
     return nonce
 
 
-def _line(value: Any) -> str:
-    if isinstance(value, bytes):
-        return value.hex()
-    if isinstance(value, dict):
-        return ", ".join(f"{name}={_line(item)}" for name, item in value.items()) or "none"
-    if isinstance(value, (list, tuple)):
-        return "; ".join(_line(item) for item in value) or "none"
-    text = str(value)
-    return text if text.isprintable() else ascii(text)
-
-
 def _print(verdict: Verdict) -> None:
     """Print the verdict: its one line first, then how it came about."""
     console = Console()
     if not console.is_terminal:
-        terminal.emit(f"{verdict.decision.name}: {_line(verdict.reason)}")
+        terminal.emit(f"{verdict.decision.name}: {terminal.text(verdict.reason)}")
         for item in verdict.checks:
-            terminal.emit(f"{item.number:2} {item.name}: {MARKS[item.outcome][0]}: {_line(item.detail)}")
+            terminal.emit(f"{item.number:2} {item.name}: {MARKS[item.outcome][0]}: {terminal.text(item.detail)}")
         for warning in verdict.warnings:
-            terminal.emit(f"note: {_line(warning)}")
+            terminal.emit(f"note: {terminal.text(warning)}")
         return
     table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(justify="right")
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")  # never cut a digest
     for item in verdict.checks:
         mark, style = MARKS[item.outcome]
-        table.add_row(str(item.number), item.name, Text(mark, style), Text(_line(item.detail)))
+        table.add_row(str(item.number), item.name, Text(mark, style), Text(terminal.text(item.detail)))
     color = {"ACCEPT": "bold green", "REJECT": "bold red"}.get(verdict.decision.name, "bold yellow")
-    console.print(Text(verdict.decision.name, color), Text(_line(verdict.reason)))
+    console.print(Text.assemble((verdict.decision.name, color), " ", terminal.text(verdict.reason)))
     console.print(table)
     for warning in verdict.warnings:
-        console.print(Text(f"note: {_line(warning)}", "dim"))
+        console.print(Text(f"note: {terminal.text(warning)}", "dim"))

@@ -5,10 +5,11 @@ Parses and prints; verifies nothing, executes nothing, and loads no torch.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from polstore.errors import MissingError, ProofError
-from polstore.files import read_file
+from polstore.errors import ProofError
+from polstore.files import file_error, read_file
 from polstore.wire.bundle import MAGIC
 from polstore.wire.challenge import MAX_BYTES as MAX_CHALLENGE
 from polstore.wire.challenge import Challenge
@@ -30,6 +31,7 @@ def claims(path: Path) -> dict[str, Any]:
 
     Raises:
         MissingError: no such file.
+        CallerError: it cannot be read.
         MalformedError: it is neither a signed root nor a bundle nor a challenge.
     """
     if _starts_with(path, MAGIC):
@@ -47,7 +49,7 @@ def _starts_with(path: Path, prefix: bytes) -> bool:
         with path.open("rb") as file:
             return file.read(len(prefix)) == prefix
     except OSError as error:
-        raise MissingError(f"{path} cannot be read: {error.strerror}") from error
+        raise file_error(error, f"{path} cannot be read") from error
 
 
 def _signed_root(data: bytes) -> dict[str, Any]:
@@ -84,7 +86,7 @@ def _bundle(path: Path) -> dict[str, Any]:
         opened = []
         for segment in bundle.opened:
             record = SegmentRecord.parse(bundle.leaves[segment.index + 1])
-            opened.append({"segment": segment.index, "first step": record.start_step, "end step": record.end_step})
+            opened.append({"segment": segment.index, "start_step": record.start_step, "end_step": record.end_step})
         return {
             "kind": "bundle",
             "verified": False,
@@ -100,5 +102,5 @@ def _bundle(path: Path) -> dict[str, Any]:
             "optimizer": manifest.optimizer.name,
             "fidelity": manifest.fidelity,
             "every": manifest.every,
-            "environment": manifest.environment.value(),
+            "environment": asdict(manifest.environment) | {"flags": dict(manifest.environment.flags)},
         }

@@ -48,9 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Request", "verify"]
 
-STATE_FACTOR = (
-    16  # largest state that is decoded, against the recipe's initial one: optimizers keep a few times the model
-)
+STATE_FACTOR = 16  # largest decoded state over the recipe's initial one, which lacks only what the optimizer adds
 STATE_SLACK = 64 * 2**20  # bytes on top of that, for small models
 NORM_TOLERANCE = 1e-9  # relative: float64 sums of the same numbers in another order
 
@@ -223,10 +221,12 @@ class _Verification:
         self.states.limit(STATE_FACTOR * self.session.state_bytes + STATE_SLACK)
         if self.session.optimizer_name != self.manifest.optimizer.name:
             raise RecipeError("optimizer", expected=self.manifest.optimizer.name, got=self.session.optimizer_name)
+        declared = self.manifest.optimizer.hyperparameters
+        if self.session.hyperparameters != declared:
+            raise RecipeError("optimizer's hyperparameters", expected=declared, got=self.session.hyperparameters)
         initial = self.manifest.initial
         if initial.kind != "seed":
-            self.warnings.append(f"the initial state is declared as {initial.kind}, which this version does not check")
-            return Outcome.NOT_MADE, f"kind {initial.kind}"
+            return Outcome.UNDECIDED, f"declared as {initial.kind}, which cannot be checked yet"
         if self.session.initial_state == initial.state:
             return Outcome.PASSED, "rebuilt from the seed, state digests are equal"
         differences = self.session.differences(self.manifest.environment)
@@ -239,6 +239,9 @@ class _Verification:
         bundle = self.file.bundle
         self.records = check_continuity(bundle.leaves, self.checkpoint.root, self.manifest)
         steps = self.records[-1].end_step
+        short = sum(record.end_step - record.start_step < self.manifest.every for record in self.records)
+        if short > 1:
+            self.warnings.append(f"{short} segments are shorter than the declared {self.manifest.every} steps")
         self.claim |= {"segments": len(self.records), "steps": steps}
         return Outcome.PASSED, f"{len(self.records)} segments, {steps} steps"
 

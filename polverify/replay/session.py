@@ -6,6 +6,7 @@ checks 5, 9 and 10, the parts that need the recipe.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from polstore.codec.live.randomness import seed_all
 from polstore.codec.live.samples import load_batch, sample_hash
 from polstore.codec.live.state import LiveState, hyperparameters, loss_value
 from polstore.codec.quantise import quantise
-from polstore.errors import CallerError, MissingError, PolstoreError, RecipeError, ReplayError
+from polstore.errors import CallerError, MissingError, PolstoreError, RecipeError, ReplayError, TrainingError
 from polstore.wire import canonical
 from polstore.wire.randomness import Stream, stream_seed
 
@@ -51,6 +52,7 @@ class Session:
         initial = self._live.capture(0)
         self.initial_state = initial.digest()
         self.state_bytes = initial.nbytes
+        self.hyperparameters = hashlib.sha256(canonical.encode(hyperparameters(self._training.optimizer))).digest()
 
     @property
     def dataset_size(self) -> int:
@@ -101,7 +103,11 @@ class Session:
         for offset, step in enumerate(steps.steps):
             self._step(record.start_step + offset, step)
             progress(offset + 1)
-        return quantise(self._live.capture(record.end_step), base, self._manifest.fidelity)
+        try:
+            end = self._live.capture(record.end_step)
+        except TrainingError as error:  # what a hostile start led to: the proof's fault, not the verifier's
+            raise ReplayError(f"state after step {record.end_step} is none that can be committed: {error}") from error
+        return quantise(end, base, self._manifest.fidelity)
 
     @property
     def _dataset(self) -> Any:
@@ -138,6 +144,8 @@ class Session:
         batches = _Batches(self._training, self._manifest.seed, number, step.microbatches)
         try:
             loss = loss_value(self._recipe.step(self._training, batches))
+        except TrainingError as error:  # hyperparameters that cannot be committed, from a hostile start
+            raise ReplayError(f"step {number}: {error}") from error
         except (PolstoreError, MemoryError):
             raise
         except Exception as error:
