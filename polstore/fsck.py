@@ -8,19 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from polstore.errors import DamagedError, MalformedError, MissingError
+from polstore.errors import DamagedError, MissingError
 from polstore.reader import Run
 from polstore.wire import merkle
-from polstore.wire.checkpoint import parse_text
-from polstore.wire.manifest import Manifest
-from polstore.wire.note import parse as parse_note
-from polstore.wire.segment import SegmentRecord
-from polstore.wire.steps import Steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from polstore.storage.store import Store
+    from polstore.wire.manifest import Manifest
+    from polstore.wire.segment import SegmentRecord
 
 __all__ = ["Damage", "Report", "check_store"]
 
@@ -68,7 +65,7 @@ def check_store(store: Store, progress: Callable[[str, int, int], None]) -> Repo
         names = view.runs()
     for done, digest in enumerate(digests, 1):
         with store.read() as view:
-            _attempt(report, f"blob {digest.hex()}", "see the snapshots below", lambda: view.get_blob(digest))  # noqa: B023 # called at once
+            _attempt(report, f"blob {digest.hex()}", "what is named below", lambda: view.get_blob(digest))  # noqa: B023 # called at once
         progress("blobs", done, len(digests))
     report.blobs = len(digests)
     for name in names:
@@ -81,39 +78,54 @@ def _check_run(report: Report, store: Store, name: str, progress: Callable[[str,
     run = _attempt(report, f"run {name}", "the whole run", lambda: Run(store, name))
     if run is None:
         return
-    leaves = _attempt(report, f"run {name}, leaves", "the whole run", lambda: run.leaves(run.size()))
-    manifest = (
-        None
-        if not leaves
-        else _attempt(report, f"run {name}, manifest", "the whole run", lambda: Manifest.parse(leaves[0]))
-    )
-    if leaves is None or manifest is None:
+    manifest = _attempt(report, f"run {name}, manifest", "the whole run", lambda: run.manifest)
+    if manifest is None:
         return
-    steps = [0]
-    state = manifest.initial.state
-    for index, leaf in enumerate(leaves[1:]):
-        cost = f"segment {index} of run {name}"
-        record = _attempt(report, cost, cost, lambda: SegmentRecord.parse(leaf))  # noqa: B023 # called at once
-        if record is None:
-            continue
-        if (record.index, record.start_step, record.start_state) != (index, steps[-1], state):
-            _damage(report, cost, "does not follow the segment before it", cost)
-        _attempt(report, f"{cost}, steps", cost, lambda: Steps.parse(run.blob(record.steps)))  # noqa: B023
-        steps.append(record.end_step)
-        state = record.end_state
+    records = [_check_segment(report, run, index) for index in range(run.size() - 1)]
+    _check_joints(report, run, manifest, records)
     _attempt(report, f"run {name}, data for proofs", "all its proofs", lambda: _check_private(run, manifest))
-    _check_snapshots(report, run, steps, progress)
-    _attempt(report, f"run {name}, tree", "its inclusion proofs", lambda: _check_tree(store, name, leaves))
+    ends = None if None in records else [0, *(record.end_step for record in records if record is not None)]
+    _check_snapshots(report, run, ends, progress)
+    if ends is not None:
+        _attempt(report, f"run {name}, tree", "its inclusion proofs", lambda: _check_tree(store, run))
     for size in run.signed_sizes():
-        _attempt(report, f"run {name}, signed root of size {size}", "that root", lambda: _check_root(run, size))  # noqa: B023
+        _attempt(report, f"run {name}, signed root of size {size}", "that root", lambda: _check_root(run, size))  # noqa: B023 # called at once
 
 
-def _check_snapshots(report: Report, run: Run, steps: list[int], progress: Callable[[str, int, int], None]) -> None:
-    if run.snapshots != steps:
-        _damage(report, f"run {run.name}", "snapshots do not match its segments", "the whole run")
+def _check_segment(report: Report, run: Run, index: int) -> SegmentRecord | None:
+    what = f"segment {index} of run {run.name}"
+    record = _attempt(report, what, f"all proofs of run {run.name}", lambda: run.segment(index))
+    if record is not None:
+        _attempt(report, f"{what}, steps", what, lambda: run.steps(index))
+    return record
+
+
+def _check_joints(report: Report, run: Run, manifest: Manifest, records: list[SegmentRecord | None]) -> None:
+    """Check that the records join up, as far as they can be read."""
+    expected: tuple[int, int, bytes] | None = (0, 0, manifest.initial.state)
+    for index, record in enumerate(records):
+        if record is None:
+            expected = None
+            continue
+        if expected is not None and expected != (record.index, record.start_step, record.start_state):
+            what = f"segment {index} of run {run.name}"
+            _damage(report, what, "does not follow the segment before it", f"all proofs of run {run.name}")
+        expected = (index + 1, record.end_step, record.end_state)
+
+
+def _check_snapshots(
+    report: Report, run: Run, ends: list[int] | None, progress: Callable[[str, int, int], None]
+) -> None:
+    """Decode every snapshot; ``ends`` are the steps that the records name, or None where some cannot be read."""
+    steps = run.snapshots
+    if ends is not None and steps != ends:
+        wrong = min(set(steps) ^ set(ends))
+        state = "is missing" if wrong in ends else "belongs to no segment"
+        _damage(report, f"snapshot at step {wrong} of run {run.name}", state, f"the end of run {run.name}")
     for number, step in enumerate(steps):
         around = [f"{index}" for index in (number - 1, number) if 0 <= index < len(steps) - 1]
-        cost = f"segments {' and '.join(around)} of run {run.name}" if around else f"run {run.name}"
+        kind = "segments" if len(around) > 1 else "segment"
+        cost = f"{kind} {' and '.join(around)} of run {run.name}" if around else f"run {run.name}"
         _attempt(report, f"snapshot at step {step} of run {run.name}", cost, lambda: run.state(step))  # noqa: B023
         report.snapshots += 1
         progress("snapshots", number + 1, len(steps))
@@ -127,14 +139,14 @@ def _check_private(run: Run, manifest: Manifest) -> None:
     run.blob(manifest.optimizer.hyperparameters)
 
 
-def _check_tree(store: Store, name: str, leaves: tuple[bytes, ...]) -> None:
+def _check_tree(store: Store, run: Run) -> None:
     """Compare every stored node of a run's tree with one computed from the leaves."""
-    hashes = [merkle.leaf_hash(leaf) for leaf in leaves]
+    hashes = [merkle.leaf_hash(leaf) for leaf in run.leaves(run.size())]
     level = 0
     with store.read() as view:
         while hashes:
             for index, expected in enumerate(hashes):
-                got = view.node(name, level, index)
+                got = view.node(run.name, level, index)
                 if got != expected:
                     raise DamagedError(f"node {index} of level {level}", expected=expected, got=got)
             hashes = [merkle.node_hash(left, right) for left, right in zip(hashes[::2], hashes[1::2], strict=False)]
@@ -142,8 +154,8 @@ def _check_tree(store: Store, name: str, leaves: tuple[bytes, ...]) -> None:
 
 
 def _check_root(run: Run, size: int) -> None:
-    checkpoint = parse_text(parse_note(run.signed_root(size)).text)
-    root = run.tree_root(size)
+    checkpoint = run.signed_checkpoint(size)
+    root = merkle.root([merkle.leaf_hash(leaf) for leaf in run.leaves(size)])  # not from nodes, which are checked above
     if (checkpoint.size, checkpoint.root) != (size, root):
         raise DamagedError(
             "signed root", expected=f"{size} {root.hex()}", got=f"{checkpoint.size} {checkpoint.root.hex()}"
@@ -153,7 +165,7 @@ def _check_root(run: Run, size: int) -> None:
 def _attempt(report: Report, what: str, cost: str, check: Callable[[], T]) -> T | None:
     try:
         return check()
-    except (DamagedError, MalformedError, MissingError) as error:
+    except (DamagedError, MissingError) as error:
         _damage(report, what, str(error), cost)
         return None
 

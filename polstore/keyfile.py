@@ -154,7 +154,7 @@ def _read(path: Path, *, private: bool) -> bytes:
 
 def _wrapped(error: OSError, path: Path) -> CallerError:
     """Return our own error for one of the operating system."""
-    where = error.filename or path
+    where = error.filename if isinstance(error.filename, str) else path  # a number: of the descriptor
     if isinstance(error, FileExistsError):
         return ExistsError(f"{where} is there already and is not overwritten")
     if isinstance(error, FileNotFoundError):

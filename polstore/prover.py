@@ -9,11 +9,19 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from polstore.errors import DamagedError, MissingError, UsageError
+from polstore.errors import (
+    DamagedError,
+    ExistsError,
+    MalformedError,
+    MerkleError,
+    MissingError,
+    SignatureError,
+    UsageError,
+)
 from polstore.files import write_atomic
 from polstore.wire import merkle
 from polstore.wire.bundle import Bundle, OpenedSegment, Samples
-from polstore.wire.checkpoint import Checkpoint, run_origin, sign_root
+from polstore.wire.checkpoint import Checkpoint, open_root, run_origin, sign_root
 from polstore.wire.manifest import Manifest
 from polstore.wire.multi_proof import multi_proof
 from polstore.wire.randomness import sample_salt
@@ -49,6 +57,7 @@ def commit(store: Store, run: str, key: SigningKey, *, now: Callable[[], float] 
     Raises:
         MissingError: no such run.
         ExistsError: this size was signed under another key.
+        DamagedError: the root that was signed before is not of what the store holds now.
     """
     with store.read() as view:
         size = view.leaf_count(run)
@@ -56,11 +65,23 @@ def commit(store: Store, run: str, key: SigningKey, *, now: Callable[[], float] 
             raise MissingError(f"no run {run} in the store")
         root = view.tree_root(run, size)
         if size in view.roots(run):
-            signed = view.root(run, size)
-            if signed.startswith(Checkpoint(run_origin(key.name, run), size, root).text().encode()):
-                return signed
+            return _signed_before(view.root(run, size), Checkpoint(run_origin(key.name, run), size, root), key)
     signed = sign_root(Checkpoint(run_origin(key.name, run), size, root), key, int(now()))
     store.write(lambda transaction: transaction.put_root(run, size, signed))
+    return signed
+
+
+def _signed_before(signed: bytes, checkpoint: Checkpoint, key: SigningKey) -> bytes:
+    """Return a signed root from the store after checking that ``key`` has signed just this checkpoint."""
+    what = f"{checkpoint.origin}, signed root over {checkpoint.size} leaves"
+    try:
+        got = open_root(signed, key.verifier_keys()).checkpoint
+    except MalformedError as error:
+        raise DamagedError(f"{what} is damaged: {error}") from error
+    except SignatureError as error:
+        raise ExistsError(f"{what}: another key has signed it, and a root is signed once: {error}") from error
+    if got != checkpoint:
+        raise DamagedError(what, expected=checkpoint.root, got=got.root)
     return signed
 
 
@@ -95,6 +116,7 @@ def prove(run: Run, segments: Sequence[int], size: int | None = None) -> Proof:
     Raises:
         UsageError: no segments were named.
         MissingError: no such segment under that root, no such signed root, or data that the store no longer has.
+        DamagedError: what the store holds is not what was signed.
     """
     signed = run.signed_sizes()
     if not signed:
@@ -111,9 +133,10 @@ def prove(run: Run, segments: Sequence[int], size: int | None = None) -> Proof:
             f"run {run.name} has no such segment under that root", expected=f"0 to {size - 2}", got=wrong
         )
     leaves = run.leaves(size)
+    root = _signed_tree(run, leaves)
     manifest = Manifest.parse(leaves[0])
     records = [SegmentRecord.parse(leaf) for leaf in leaves[1:]]
-    opened = tuple(OpenedSegment(index, run.inclusion_proof(index + 1, size)) for index in wanted)
+    opened = tuple(_opened(run, index, leaves, root) for index in wanted)
     blobs = {records[index].steps for index in wanted} | {manifest.optimizer.hyperparameters}
     samples: set[int] = set()
     for index in wanted:
@@ -123,7 +146,7 @@ def prove(run: Run, segments: Sequence[int], size: int | None = None) -> Proof:
         blobs |= set(snapshot.blobs)
     bundle = Bundle(
         size=size,
-        root=run.tree_root(size),
+        root=root,
         leaves=leaves,
         opened=opened,
         snapshots=tuple(stored[digest].encode() for digest in sorted(stored)),
@@ -131,6 +154,31 @@ def prove(run: Run, segments: Sequence[int], size: int | None = None) -> Proof:
         blobs=tuple((digest, len(run.blob(digest))) for digest in sorted(blobs)),
     )
     return Proof(bundle, run)
+
+
+def _signed_tree(run: Run, leaves: tuple[bytes, ...]) -> bytes:
+    """Return the root over these leaves, which must be what was signed."""
+    size = len(leaves)
+    root = merkle.root([merkle.leaf_hash(leaf) for leaf in leaves])
+    signed = run.signed_checkpoint(size)
+    if (signed.size, signed.root) != (size, root):
+        raise DamagedError(
+            f"leaves of run {run.name} are not those that were signed",
+            expected=f"{signed.size} leaves, {signed.root.hex()}",
+            got=f"{size} leaves, {root.hex()}",
+        )
+    return root
+
+
+def _opened(run: Run, index: int, leaves: tuple[bytes, ...], root: bytes) -> OpenedSegment:
+    """Return a segment with its inclusion proof, which is checked: the stored tree may be damaged."""
+    leaf, size = index + 1, len(leaves)
+    proof = run.inclusion_proof(leaf, size)
+    try:
+        merkle.verify_inclusion(merkle.leaf_hash(leaves[leaf]), leaf, size, proof, root)
+    except MerkleError as error:
+        raise DamagedError(f"tree of run {run.name} is damaged: {error}") from error
+    return OpenedSegment(index, proof)
 
 
 def _needed_states(records: Sequence[SegmentRecord], segments: Sequence[int]) -> set[bytes]:

@@ -13,6 +13,7 @@ against a signature: that is polverify's part.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, overload
 
@@ -24,11 +25,14 @@ from polstore.files import write_atomic
 from polstore.run_row import RunRow
 from polstore.storage.store import open_store
 from polstore.wire import merkle
+from polstore.wire.checkpoint import Checkpoint, parse_text
 from polstore.wire.manifest import Manifest
+from polstore.wire.note import parse as parse_note
 from polstore.wire.segment import SegmentRecord
 from polstore.wire.steps import Steps
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
     from types import TracebackType
 
@@ -82,14 +86,12 @@ class Run:
     def __init__(self, store: Store, name: str) -> None:
         self._store = store
         self.name = name
-        with store.read() as view:
-            self._row = RunRow.parse(view.run(name))
+        self._row = self._read_row()
 
     @property
     def complete(self) -> bool:
         """Whether the recording ended by itself; False while it goes on and after a crash."""
-        with self._store.read() as view:
-            return RunRow.parse(view.run(self.name)).complete
+        return self._read_row().complete
 
     @property
     def row(self) -> RunRow:
@@ -99,7 +101,9 @@ class Run:
     @cached_property
     def manifest(self) -> Manifest:
         """What was declared before training."""
-        return Manifest.parse(self.leaves(1)[0])
+        (leaf,) = self.leaves(1)
+        with self._own(f"manifest of run {self.name}"):
+            return Manifest.parse(leaf)
 
     @property
     def snapshots(self) -> list[int]:
@@ -118,11 +122,15 @@ class Run:
         if not 0 <= index < count:
             raise MissingError(f"run {self.name} has no segment {index}", expected=f"0 to {count - 1}", got=index)
         with self._store.read() as view:
-            return SegmentRecord.parse(view.leaf(self.name, index + 1))
+            leaf = view.leaf(self.name, index + 1)
+        with self._own(f"segment {index} of run {self.name}"):
+            return SegmentRecord.parse(leaf)
 
     def steps(self, index: int) -> Steps:
         """Return the step records of segment ``index``."""
-        return Steps.parse(self.blob(self.segment(index).steps))
+        data = self.blob(self.segment(index).steps)
+        with self._own(f"steps of segment {index} of run {self.name}"):
+            return Steps.parse(data)
 
     def state(self, step: int) -> Snapshot:
         """Return the snapshot at ``step``, checked against its state digest.
@@ -140,10 +148,8 @@ class Run:
         chain = self.stored_snapshots(digest)
         snapshot: Snapshot | None = None
         for stored in reversed(chain):
-            try:
+            with self._own(f"snapshot {digest.hex()[:16]} of run {self.name}"):
                 snapshot = frames.decode(stored, snapshot, self.blob)
-            except MalformedError as error:
-                raise DamagedError(f"snapshot {digest.hex()[:16]} of run {self.name}: {error}") from error
         if snapshot is None:
             raise DamagedError(f"snapshot {digest.hex()[:16]} of run {self.name} is missing")
         return snapshot
@@ -154,7 +160,8 @@ class Run:
         wanted: bytes | None = digest
         with self._store.read() as view:
             while wanted is not None:
-                stored = frames.StoredSnapshot.parse(view.stored_snapshot(wanted))
+                with self._own(f"description of snapshot {wanted.hex()[:16]} of run {self.name}"):
+                    stored = frames.StoredSnapshot.parse(view.stored_snapshot(wanted))
                 if stored.state_digest != wanted or any(stored.state_digest == seen.state_digest for seen in chain):
                     raise DamagedError(
                         "stored snapshot is not the one it stands for", expected=wanted, got=stored.state_digest
@@ -196,6 +203,12 @@ class Run:
                 raise MissingError(f"run {self.name} has no signed root yet; run polstore commit")
             return view.root(self.name, sizes[-1] if size is None else size)
 
+    def signed_checkpoint(self, size: int) -> Checkpoint:
+        """Return what the signed root over ``size`` leaves states, signatures unchecked; raises as `signed_root`."""
+        data = self.signed_root(size)
+        with self._own(f"signed root over {size} leaves of run {self.name}"):
+            return parse_text(parse_note(data).text)
+
     def signed_sizes(self) -> list[int]:
         """Return the tree sizes for which there is a signed root, ascending."""
         with self._store.read() as view:
@@ -219,6 +232,20 @@ class Run:
                 )
         metadata = {"run": self.name, "step": str(step), "format": "pt"}
         write_atomic(path, serialize(tensors, metadata))
+
+    def _read_row(self) -> RunRow:
+        with self._store.read() as view:
+            row = view.run(self.name)
+        with self._own(f"row of run {self.name}"):
+            return RunRow.parse(row)
+
+    @contextmanager
+    def _own(self, what: str) -> Iterator[None]:
+        """Parse the store's own bytes: where they are malformed, the store is damaged and no proof at fault."""
+        try:
+            yield
+        except MalformedError as error:
+            raise DamagedError(f"{what} is damaged: {error}") from error
 
 
 class Segments(Sequence[SegmentRecord]):

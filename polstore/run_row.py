@@ -5,8 +5,10 @@ Private to the store: none of it is signed, and a bundle carries only the salts 
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
+from polstore.errors import MalformedError
 from polstore.wire import canonical
 from polstore.wire.fields import Fields
 
@@ -38,17 +40,16 @@ class RunRow:
     TAG = "polstore/run/v1"
 
     def encode(self) -> bytes:
-        """Return the row's bytes."""
-        return canonical.encode(
-            (self.TAG, self.salt, self.sample_hashes, self.epoch, self.batch, self.number, self.complete)
-        )
+        """Return the row's bytes: the fields, and their SHA-256, since nothing else in the store vouches for them."""
+        fields = (self.TAG, self.salt, self.sample_hashes, self.epoch, self.batch, self.number, self.complete)
+        return canonical.encode((*fields, hashlib.sha256(canonical.encode(fields)).digest()))
 
     @classmethod
     def parse(cls, data: bytes) -> RunRow:
         """Parse a row; raises `MalformedError`."""
-        fields = Fields(canonical.decode(data, limit=MAX_BYTES, what="run's row"), "run's row", 7)
+        fields = Fields(canonical.decode(data, limit=MAX_BYTES, what="run's row"), "run's row", 8)
         fields.tag(cls.TAG)
-        return cls(
+        row = cls(
             fields.digest("salt"),
             fields.digest("sample_hashes"),
             fields.integer("epoch"),
@@ -56,3 +57,6 @@ class RunRow:
             fields.integer("number"),
             fields.boolean("complete"),
         )
+        if row.encode() != data:
+            raise MalformedError("run's row is damaged", expected=row.encode()[-32:], got=fields.digest("checksum"))
+        return row

@@ -1,6 +1,6 @@
 """The command `polstore`: which commands there are. The work is done elsewhere; only `record` loads torch.
 
-Exit codes: 0 fine, 1 a proof at fault, 2 wrong usage, 4 the caller's side at fault.
+Exit codes: 0 fine, 1 a proof at fault, 2 wrong usage, 4 the caller's side at fault, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ app = typer.Typer(
     help="Record a training run, commit to it, and prove segments of it.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: boxes cut option names, and show switches as if they took a value
     add_completion=False,
 )
 for command in (writing.keygen, writing.record, writing.commit, writing.prove):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,42 +13,53 @@ from rich.text import Text
 
 from polstore import terminal
 from polstore.cli.options import AsJson, RunName, StorePath, choose_run
-from polstore.errors import DamagedError
+from polstore.errors import DamagedError, UsageError
 from polstore.fsck import check_store
 from polstore.reader import open_archive
 from polstore.storage.store import open_store
 
 if TYPE_CHECKING:
-    from polstore.reader import Run
+    from polstore.reader import Archive, Run
+    from polstore.wire.environment import Environment
 
 __all__ = ["export", "fsck", "list_runs", "show"]
+
+MAX_CELL = 400  # characters of a value in a table; --json has all of it
+COLUMNS = ("run", "steps", "segments", "every", "fidelity", "complete", "signed_segments")
 
 
 def list_runs(store: StorePath, as_json: AsJson = False) -> None:
     """List the runs of a store."""
     with open_archive(store) as archive:
-        rows = [_summary(archive.run(name)) for name in archive.runs()]
+        rows = [_row(archive, name) for name in archive.runs()]
     if as_json:
         terminal.emit_json(rows)
-        return
-    columns = ("run", "steps", "segments", "every", "fidelity", "complete", "signed")
-    _table(columns, [[row[column] for column in columns] for row in rows])
+    else:
+        _table(COLUMNS, [[row.get(column, "?") for column in COLUMNS] for row in rows])
+    damaged = [row["damage"] for row in rows if "damage" in row]
+    if damaged:
+        raise DamagedError(
+            f"{len(damaged)} of {len(rows)} runs cannot be read, see polstore fsck; the first: {damaged[0]}"
+        )
 
 
 def show(
     store: StorePath,
     run: RunName = None,
-    segment: Annotated[int | None, typer.Option(help="Show this segment's record.")] = None,
+    segment: Annotated[
+        int | None, typer.Option(metavar="I", help="Show this segment's record, counted from 0.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what a run declared, or one segment of it."""
+    _require_positive("--segment", segment)
     with open_archive(store) as archive:
         found = archive.run(choose_run(archive.runs(), run))
         facts = _manifest(found) if segment is None else _segment(found, segment)
     if as_json:
         terminal.emit_json(facts)
     else:
-        _table(("field", "value"), [[name, _text(value)] for name, value in facts.items()])
+        _table(("field", "value"), [[name.replace("_", " "), value] for name, value in facts.items()])
 
 
 def fsck(store: StorePath, as_json: AsJson = False) -> None:
@@ -58,51 +70,69 @@ def fsck(store: StorePath, as_json: AsJson = False) -> None:
         terminal.emit_json(report.as_json())
     else:
         for damage in report.damages:
-            terminal.emit(f"damaged: {damage.what}: {damage.error}; affects {damage.cost}")
+            terminal.emit(terminal.text(f"damaged: {damage.what}: {damage.error}; affects {damage.cost}"))
+    size = f"{report.blobs} blobs, {report.snapshots} snapshots and {report.runs} runs"
     if report.damages:
-        raise DamagedError(f"{len(report.damages)} damages in {report.blobs} blobs and {report.runs} runs")
-    terminal.note(f"no damage in {report.blobs} blobs, {report.snapshots} snapshots and {report.runs} runs")
+        raise DamagedError(f"{len(report.damages)} damages in {size}")
+    terminal.note(f"no damage in {size}")
 
 
 def export(
-    out: Annotated[Path, typer.Argument(help="safetensors file to write.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="File to write.")],
     store: StorePath,
-    step: Annotated[int, typer.Option(help="Step of the snapshot.")],
+    step: Annotated[int, typer.Option(metavar="N", help="Step of the snapshot.")],
     run: RunName = None,
 ) -> None:
     """Write a snapshot's weights as a safetensors file."""
+    _require_positive("--step", step)
     with open_archive(store) as archive:
         name = choose_run(archive.runs(), run)
         archive.run(name).export(step, out)
     terminal.note(f"wrote the weights of {name} at step {step} to {out}")
 
 
+def _require_positive(option: str, number: int | None) -> None:
+    if number is not None and number < 0:
+        raise UsageError(option, expected="0 or more", got=number)
+
+
+def _row(archive: Archive, name: str) -> dict[str, Any]:
+    """Return what `ls` says of a run; a damaged one must not hide the others."""
+    try:
+        return _summary(archive.run(name))
+    except DamagedError as error:
+        return {"run": name, "damage": str(error)}
+
+
 def _summary(run: Run) -> dict[str, Any]:
     signed = run.signed_sizes()
+    steps = run.snapshots
+    if not steps:
+        raise DamagedError(f"run {run.name} has lost its snapshots")
     return {
         "run": run.name,
-        "steps": run.snapshots[-1],
+        "steps": steps[-1],
         "segments": len(run.segments),
         "every": run.manifest.every,
         "fidelity": run.manifest.fidelity,
         "complete": run.complete,
-        "signed": f"{signed[-1] - 1} segments" if signed else "no",
+        "signed_segments": signed[-1] - 1 if signed else None,
     }
 
 
 def _manifest(run: Run) -> dict[str, Any]:
     manifest = run.manifest
     return _summary(run) | {
-        "recipe": f"{manifest.recipe.kind} {manifest.recipe.digest.hex()}",
+        "recipe": {"kind": manifest.recipe.kind, "sha256": manifest.recipe.digest},
         "config": dict(manifest.recipe.config),
-        "dataset": f"{manifest.dataset.size} samples, root {manifest.dataset.root.hex()}",
+        "dataset": {"size": manifest.dataset.size, "root": manifest.dataset.root},
         "optimizer": manifest.optimizer.name,
         "seed": manifest.seed,
         "sampler": manifest.sampler,
-        "initial state": f"{manifest.initial.kind} {manifest.initial.state.hex()}",
-        "environment": manifest.environment.value(),
+        "initial_state": {"kind": manifest.initial.kind, "state": manifest.initial.state},
+        "environment": _environment(manifest.environment),
         "snapshots": run.snapshots,
-        "signed sizes": run.signed_sizes(),
+        "signed_sizes": run.signed_sizes(),
     }
 
 
@@ -110,36 +140,38 @@ def _segment(run: Run, index: int) -> dict[str, Any]:
     record, steps = run.segment(index), run.steps(index)
     return {
         "segment": record.index,
-        "steps": f"{record.start_step} to {record.end_step - 1}",
-        "start state": record.start_state,
-        "end state": record.end_state,
-        "base step": record.base_step,
+        "start_step": record.start_step,
+        "end_step": record.end_step,
+        "start_state": record.start_state,
+        "end_state": record.end_state,
+        "base_step": record.base_step,
         "norms": {name: getattr(record.norms, name) for name in ("l1", "l2", "linf", "cos")},
-        "environment": record.environment.value(),
+        "environment": _environment(record.environment),
         "samples": len(steps.samples()),
         "losses": [step.loss for step in steps.steps],
     }
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, bytes):
-        return value.hex()
-    if isinstance(value, dict):
-        return ", ".join(f"{name}={_text(item)}" for name, item in value.items()) or "none"
-    if isinstance(value, (list, tuple)):
-        text = ", ".join(_text(item) for item in value)
-        return text if len(text) <= 400 else text[:400] + " …"
-    return str(value)
+def _environment(environment: Environment) -> dict[str, Any]:
+    return asdict(environment) | {"flags": dict(environment.flags)}
+
+
+def _cell(value: Any) -> str:
+    line = terminal.text(value)
+    return line if len(line) <= MAX_CELL else line[:MAX_CELL] + " …"
 
 
 def _table(columns: tuple[str, ...], rows: list[list[Any]]) -> None:
-    """Print a table to stdout; plain text where stdout is no terminal."""
+    """Print a table to stdout; tab-separated text, uncut, where stdout is no terminal."""
+    titles = [column.replace("_", " ") for column in columns]
     console = Console()
     if not console.is_terminal:
-        for row in (list(columns), *rows):
-            terminal.emit("\t".join(_text(cell) for cell in row))
+        for row in (titles, *rows):
+            terminal.emit("\t".join(terminal.text(cell) for cell in row))
         return
-    table = Table(*columns, box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
+    for title in titles:
+        table.add_column(title, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(_text(cell)) for cell in row))
+        table.add_row(*(Text(_cell(cell)) for cell in row))
     console.print(table)

@@ -3,66 +3,96 @@
 from __future__ import annotations
 
 import json
+import math
+import traceback
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from polstore import keyfile, terminal
-from polstore.cli.options import RunName, StorePath, choose_run
-from polstore.errors import ProofError, UsageError
+from polstore.cli.options import AsJson, RunName, StorePath, choose_run
+from polstore.errors import PolstoreError, ProofError, TrainingError, UsageError
 from polstore.files import read_file, write_atomic
 from polstore.prover import commit as commit_run
 from polstore.prover import prove as prove_run
 from polstore.reader import open_archive
 from polstore.storage.store import open_store
+from polstore.wire import canonical
 from polstore.wire.challenge import MAX_BYTES as MAX_CHALLENGE
 from polstore.wire.challenge import Challenge
 from polstore.wire.checkpoint import parse_text
 from polstore.wire.note import parse as parse_note
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["commit", "keygen", "prove", "record"]
 
 
 def keygen(
     name: Annotated[
-        str, typer.Option(help="Name of the signer, for instance example.com/alice; origins begin with it.")
+        str,
+        typer.Option(
+            metavar="ORIGIN", help="Name of the signer, for instance example.com/alice; origins begin with it."
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="Private key file to make; the public lines go into OUT.pub.")],
+    out: Annotated[
+        Path, typer.Option(metavar="KEY", help="Private key file to make; the public lines go into KEY.pub.")
+    ],
+    as_json: AsJson = False,
 ) -> None:
-    """Make a signing key: OUT (keep it secret) and OUT.pub (give it to verifiers)."""
+    """Make a signing key: KEY, to be kept secret, and KEY.pub.
+
+    The two lines of KEY.pub, which verifiers need, are printed too. Nothing is overwritten.
+    """
     key = keyfile.generate(name, out)
-    for line in key.verifier_keys():
-        terminal.emit(line.line())
+    lines = [item.line() for item in key.verifier_keys()]
+    if as_json:
+        terminal.emit_json({"name": name, "key": str(out), "public_key": f"{out}.pub", "verifier_keys": lines})
+        return
+    for line in lines:
+        terminal.emit(line)
 
 
 def record(
-    recipe: Annotated[Path, typer.Argument(help="Python file with build and step.")],
+    recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="Python file with build and step.")],
     store: StorePath,
-    run: Annotated[str, typer.Option(help="Name of the run.")],
-    every: Annotated[int, typer.Option(help="Steps from one snapshot to the next.")],
-    steps: Annotated[int | None, typer.Option(help="Steps in all; one pass over the data if left out.")] = None,
-    fidelity: Annotated[str, typer.Option(help="float16-writeback or lossless.")] = "float16-writeback",
-    device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, cuda:1.")] = "cpu",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last snapshot, if there is one.")] = False,
-    seed: Annotated[int | None, typer.Option(help="Number to derive all randomness from; fresh if left out.")] = None,
-    config: Annotated[
-        list[str] | None, typer.Option(help="NAME=VALUE for the recipe's build; VALUE in JSON, or else text.")
+    run: Annotated[str, typer.Option(metavar="NAME", help="Name of the run.")],
+    every: Annotated[int, typer.Option(metavar="K", help="Steps from one snapshot to the next.")],
+    steps: Annotated[
+        int | None, typer.Option(metavar="N", help="Steps in all; one pass over the data if left out.")
     ] = None,
+    fidelity: Annotated[str, typer.Option(metavar="F", help="float16-writeback or lossless.")] = "float16-writeback",
+    device: Annotated[str, typer.Option(metavar="D", help="Where to train: cpu, cuda, cuda:1.")] = "cpu",
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last snapshot, if there is one.")] = False,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="Number to derive all randomness from; fresh if left out.")
+    ] = None,
+    config: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE", help="Setting for the recipe's build; VALUE in JSON, or else text. Repeatable."
+        ),
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Train what RECIPE describes and record it."""
+    if steps is not None and steps < 1:
+        raise UsageError("--steps", expected="1 or more", got=steps)
+    settings = _settings(config or [])
     from polstore.codec.live.recipe import RecipeFile  # leads to torch, like the next one
     from polstore.recording import record_recipe
 
-    if steps is not None and steps < 1:
-        raise UsageError("--steps", expected="1 or more", got=steps)
-    with terminal.progress() as progress:
+    recipe_file = RecipeFile.read(recipe)
+    with terminal.progress() as progress, _recipe_at_work(recipe, run):
         recorder, training, loaded = record_recipe(
-            RecipeFile.read(recipe),
+            recipe_file,
             every=every,
             store=store,
             run=run,
-            config=dict(map(_setting, config or [])),
+            config=settings,
             seed=seed,
             fidelity=fidelity,
             device=device,
@@ -76,14 +106,19 @@ def record(
                 training, loaded.step, total, lambda done, _loss: progress("training", done - first, total - first)
             )
             done = recorder.steps_done
+    if as_json:
+        terminal.emit_json({"run": run, "first_step": first, "steps": done, "every": every})
     terminal.note(f"recorded run {run}: {done} steps, a snapshot every {every}")
 
 
 def commit(
     store: StorePath,
-    key: Annotated[Path, typer.Option(help="Private key file, made by keygen.")],
+    key: Annotated[Path, typer.Option(metavar="KEY", help="Private key file, made by keygen.")],
     run: RunName = None,
-    out: Annotated[Path | None, typer.Option(help="File for the signed root; stdout if left out.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="File for the signed root; stdout if left out.")
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Sign the root over all that was recorded so far."""
     signing_key = keyfile.load_signing_key(key)
@@ -91,24 +126,39 @@ def commit(
         with opened.read() as view:
             name = choose_run(view.runs(), run)
         signed = commit_run(opened, name, signing_key)
-    if out is None:
-        terminal.emit(signed.decode().removesuffix("\n"))
-    else:
+    checkpoint = parse_text(parse_note(signed).text)
+    if out is not None:
         write_atomic(out, signed)
-        checkpoint = parse_text(parse_note(signed).text)
         terminal.note(f"signed {checkpoint.size} leaves of {checkpoint.origin} into {out}")
+    if as_json:
+        terminal.emit_json(
+            {
+                "origin": checkpoint.origin,
+                "leaves": checkpoint.size,
+                "root": checkpoint.root,
+                "signed_root": signed.decode(),
+                "out": None if out is None else str(out),
+            }
+        )
+    elif out is None:
+        terminal.emit(signed.decode().removesuffix("\n"))
 
 
 def prove(
     store: StorePath,
-    out: Annotated[Path, typer.Option(help="Bundle file to write.")],
+    out: Annotated[Path, typer.Option(metavar="BUNDLE", help="Bundle file to write.")],
     run: RunName = None,
-    segment: Annotated[list[int] | None, typer.Option(help="Segment to open; may be repeated.")] = None,
-    challenge: Annotated[Path | None, typer.Option(help="Challenge file from polverify.")] = None,
+    segment: Annotated[
+        list[int] | None, typer.Option(metavar="I", help="Segment to open, counted from 0; repeatable.")
+    ] = None,
+    challenge: Annotated[Path | None, typer.Option(metavar="FILE", help="Challenge file from polverify.")] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Open segments of a run under its signed root, in a bundle that polverify checks."""
+    """Open segments of a run in a bundle that polverify checks."""
     if bool(segment) == (challenge is not None):
         raise UsageError("what to open", expected="--segment or --challenge", got="both" if segment else "neither")
+    if segment and min(segment) < 0:
+        raise UsageError("--segment", expected="0 or more", got=min(segment))
     with open_archive(store) as archive:
         name = choose_run(archive.runs(), run)
         found = archive.run(name)
@@ -116,11 +166,22 @@ def prove(
             proof = prove_run(found, segment or [])
         else:
             asked = _read_challenge(challenge)
-            root = parse_text(parse_note(found.signed_root(asked.size)).text)
+            root = found.signed_checkpoint(asked.size)
             asked.require(root.origin, root.size, root.root)
             proof = prove_run(found, asked.segments, asked.size)
         proof.write(out)
-    terminal.note(f"opened {len(proof.bundle.opened)} of {proof.bundle.size - 1} segments of {name} into {out}")
+    bundle = proof.bundle
+    if as_json:
+        terminal.emit_json(
+            {
+                "run": name,
+                "leaves": bundle.size,
+                "root": bundle.root,
+                "segments": [opened.index for opened in bundle.opened],
+                "out": str(out),
+            }
+        )
+    terminal.note(f"opened {len(bundle.opened)} of {bundle.size - 1} segments of {name} into {out}")
 
 
 def _read_challenge(path: Path) -> Challenge:
@@ -131,15 +192,52 @@ def _read_challenge(path: Path) -> Challenge:
         raise type(error)(f"challenge {path}: {error}") from error
 
 
+@contextmanager
+def _recipe_at_work(recipe: Path, run: str) -> Iterator[None]:
+    """Turn whatever a recipe raises into one line that says where; on Ctrl-C say how to go on."""
+    try:
+        with terminal.recipe_at_work():
+            yield
+    except (PolstoreError, OSError, MemoryError):
+        raise
+    except KeyboardInterrupt as error:
+        terminal.note(
+            f"interrupted; what run {run} has up to its last snapshot is kept, and --resume goes on from there"
+        )
+        raise typer.Exit(terminal.INTERRUPTED) from error
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        inside = [frame for frame in frames if frame.filename == str(recipe)] or frames
+        place = f"{inside[-1].filename}, line {inside[-1].lineno}"
+        raise TrainingError(f"recipe {recipe} failed: {type(error).__name__}: {error} ({place})") from error
+
+
+def _settings(texts: list[str]) -> dict[str, bool | int | float | str | None]:
+    """Parse the values of --config; raises `UsageError`."""
+    settings: dict[str, bool | int | float | str | None] = {}
+    for text in texts:
+        name, value = _setting(text)
+        if name in settings:
+            raise UsageError("--config", expected="each name once", got=f"{name} twice")
+        settings[name] = value
+    return settings
+
+
 def _setting(text: str) -> tuple[str, bool | int | float | str | None]:
-    """Parse NAME=VALUE; raises `UsageError`."""
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         raise UsageError("--config", expected="NAME=VALUE", got=text)
     try:
-        parsed = json.loads(value)
-    except ValueError:
+        parsed = json.loads(value, parse_constant=_no_constant)
+        canonical.encode(parsed if not isinstance(parsed, (list, dict)) else None)
+    except ProofError as error:
+        raise UsageError(f"--config {name}", expected="-2**63 to 2**64 - 1", got=value) from error
+    except (ValueError, RecursionError):
         return name, value
-    if isinstance(parsed, (list, dict)):
+    if isinstance(parsed, (list, dict)) or (isinstance(parsed, float) and not math.isfinite(parsed)):
         raise UsageError(f"--config {name}", expected="a number, true, false, null or text", got=value)
     return name, parsed
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")

@@ -1,0 +1,234 @@
+"""A whole session by command line: record, commit, challenge, prove, check, and everything to look at on the way."""
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+
+import command_line
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import polstore
+from polstore.wire import merkle
+from polstore.wire.checkpoint import parse_text
+from polstore.wire.note import parse as parse_note
+
+
+@pytest.fixture
+def shell(capsys, monkeypatch):
+    threads = torch.get_num_threads()
+    yield command_line.Shell(capsys, monkeypatch)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory):
+    """Two commits of one run with the challenge and bundle of each, made by processes."""
+    path = tmp_path_factory.mktemp("session")
+    (path / "recipe.py").write_text(command_line.RECIPE)
+
+    def run(*words):
+        code, out, err = command_line.finish(command_line.process(*words, cwd=path))
+        assert code == 0, (words, out, err)
+        return out
+
+    made = {"keygen": run("polstore", "keygen", "--name", "example.com/alice", "--out", "key", "--json")}
+    recording = ("polstore", "record", "recipe.py", "--store", "st", "--run", "r", "--every", 4, "--json")
+    made["record"] = run(*recording, "--steps", 10, "--seed", 7, "--config", "lr=0.05")
+    made["commit"] = run("polstore", "commit", "--store", "st", "--key", "key", "--out", "root1", "--json")
+    challenge = ("polverify", "challenge", "root1", "--key", "key.pub", "--segments", 2, "--random", 1)
+    made["challenge"] = run(*challenge, "--out", "challenge1", "--nonce", "ab" * 32, "--json")
+    made["resume"] = run(*recording, "--steps", 17, "--resume", "--config", "lr=0.05")
+    made["printed"] = run("polstore", "commit", "--store", "st", "--key", "key")
+    (path / "root2").write_text(made["printed"])
+    made["prove"] = run("polstore", "prove", "--store", "st", "--challenge", "challenge1", "--out", "bundle1", "--json")
+    run("polstore", "prove", "--store", "st", "--segment", 4, "--segment", 1, "--out", "bundle2")
+    made["check"] = run(
+        *("polverify", "check", "root1", "--key", "key.pub", "--bundle", "bundle1"),
+        *("--challenge", "challenge1", "--recipe", "recipe.py", "--json"),
+    )
+    return path, made
+
+
+def test_what_programs_read(session):
+    path, texts = session
+    made = {name: json.loads(text) for name, text in texts.items() if name != "printed"}
+    assert made["keygen"]["verifier_keys"] == (path / "key.pub").read_text().split()
+    assert made["record"] == {"run": "r", "first_step": 0, "steps": 10, "every": 4}
+    assert made["resume"] == {"run": "r", "first_step": 10, "steps": 17, "every": 4}
+    assert made["commit"]["signed_root"] == (path / "root1").read_text()
+    assert made["commit"]["leaves"] == 4
+    assert made["challenge"]["nonce"] == "ab" * 32
+    assert made["prove"]["segments"] == made["challenge"]["segments"]
+    verdict = made["check"]
+    assert (verdict["schema"], verdict["decision"]) == ("polverify/verdict/v1", "ACCEPT")
+    assert verdict["claim"]["config"] == {"lr": 0.05}
+    assert [item["index"] for item in verdict["segments"]] == made["prove"]["segments"]
+    assert all(item["outcome"] == "passed" for item in verdict["segments"])
+
+
+def test_a_proof_without_a_challenge_is_accepted_with_a_warning(session, shell):
+    path, _ = session
+    out = shell.ok(
+        *("polverify", "check", path / "root2", "--key", path / "key.pub"),
+        *("--bundle", path / "bundle2", "--recipe", path / "recipe.py"),
+    )
+    assert out.startswith("ACCEPT: 2 of 6 segments replayed bit for bit\n")
+    assert "note: no challenge: the prover chose which segments to open\n" in out
+    assert "\x1b" not in out
+
+
+def test_both_roots_are_of_one_growing_tree(session):
+    path, _ = session
+    first, second = (parse_text(parse_note((path / name).read_bytes()).text) for name in ("root1", "root2"))
+    assert (first.size, second.size) == (4, 7)
+    with polstore.open(path / "st") as archive:
+        run = archive.run("r")
+        assert [run.tree_root(4), run.tree_root(7)] == [first.root, second.root]
+        hashes = [merkle.leaf_hash(leaf) for leaf in run.leaves(7)]
+        proof = merkle.consistency_proof(4, 7, merkle.nodes_of(hashes))
+        merkle.verify_consistency(4, first.root, 7, second.root, proof)
+
+
+def test_committing_again_gives_the_same_root(session, shell):
+    path, made = session
+    assert shell.ok("polstore", "commit", "--store", path / "st", "--key", path / "key") == made["printed"]
+
+
+def test_looking_at_a_store(session, shell, monkeypatch):
+    path, _ = session
+    monkeypatch.setenv("POLSTORE_STORE", str(path / "st"))
+    assert json.loads(shell.ok("polstore", "ls", "--json")) == [
+        {
+            "run": "r",
+            "steps": 17,
+            "segments": 6,
+            "every": 4,
+            "fidelity": "float16-writeback",
+            "complete": True,
+            "signed_segments": 6,
+        }
+    ]
+    assert shell.ok("polstore", "ls").splitlines()[1].split("\t") == [
+        *("r", "17", "6", "4", "float16-writeback", "yes", "6")
+    ]
+    shown = json.loads(shell.ok("polstore", "show", "--json"))
+    assert shown["snapshots"] == [0, 4, 8, 10, 12, 16, 17]
+    assert shown["signed_sizes"] == [4, 7]
+    assert shown["config"] == {"lr": 0.05}
+    assert shown["environment"]["device"] == "cpu"
+    assert "initial state\tkind=seed, state=" in shell.ok("polstore", "show", "--run", "r")
+    segment = json.loads(shell.ok("polstore", "show", "--segment", 2, "--json"))
+    assert (segment["start_step"], segment["end_step"], len(segment["losses"])) == (8, 10, 2)
+    assert "start step\t8\n" in shell.ok("polstore", "show", "--segment", 2)
+    report = json.loads(shell.ok("polstore", "fsck", "--json"))
+    assert (report["runs"], report["snapshots"], report["damages"]) == (1, 7, [])
+    code, out, err = shell("polstore", "fsck")
+    assert (code, out) == (0, "")
+    assert re.fullmatch(r"no damage in \d+ blobs, 7 snapshots and 1 runs\n", err)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "facts"),
+    [
+        ("root1", "signed root", {"origin": "example.com/alice/r", "leaves": 4, "segments": 3, "verified": False}),
+        ("challenge1", "challenge", {"origin": "example.com/alice/r", "random": 1, "leaves": 4}),
+        ("bundle1", "bundle", {"run": "r", "every": 4, "segments": 3, "verified": False, "config": {"lr": 0.05}}),
+    ],
+)
+def test_what_a_file_claims(session, shell, name, kind, facts):
+    path, _ = session
+    shown = json.loads(shell.ok("polverify", "show", path / name, "--json"))
+    assert shown["kind"] == kind
+    assert facts.items() <= shown.items()
+    assert shell.ok("polverify", "show", path / name).startswith(f"kind: {kind}\n")
+
+
+def test_exported_weights_are_those_of_the_snapshot(session, shell):
+    path, _ = session
+    shell.ok("polstore", "export", "--store", path / "st", "--step", 12, path / "w.safetensors")
+    weights = load_file(path / "w.safetensors")
+    with polstore.open(path / "st") as archive:
+        state = archive.run("r").state(12)
+    tensors = {
+        tensor.name.partition("/")[2]: tensor
+        for tensor in state.tensors
+        if tensor.name.startswith(("parameter/", "buffer/"))
+    }
+    assert weights.keys() == tensors.keys()
+    assert "1.running_mean" in weights
+    for name, tensor in tensors.items():
+        assert tuple(weights[name].shape) == tuple(tensor.shape)
+        assert weights[name].numpy().tobytes() == tensor.data.tobytes()
+
+
+COMMANDS = {
+    ("polstore", "keygen"): "--name --out --json",
+    ("polstore", "record"): "--store --run --every --steps --fidelity --device --resume --seed --config --json RECIPE",
+    ("polstore", "commit"): "--store --run --key --out --json POLSTORE_STORE",
+    ("polstore", "prove"): "--store --run --segment --challenge --out --json",
+    ("polstore", "ls"): "--store --json",
+    ("polstore", "show"): "--store --run --segment --json",
+    ("polstore", "fsck"): "--store --json",
+    ("polstore", "export"): "--store --run --step OUT",
+    ("polverify", "challenge"): "SIGNED_ROOT --key --segments --random --nonce --out --json",
+    ("polverify", "check"): "SIGNED_ROOT --key --bundle --challenge --recipe --device --json",
+    ("polverify", "show"): "FILE --json",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_names_every_option(shell, command):
+    page = shell.ok(*command, "--help")
+    assert set(COMMANDS[command].split()) <= set(re.findall(r"[A-Za-z_-]+", page))
+    assert all(len(line) <= 80 for line in page.splitlines())
+    summary = shell.ok(command[0], "--help")
+    assert re.search(rf"^  {command[1]} .*[a-z]\.$", summary, re.MULTILINE), "the summary is cut"
+
+
+def on_a_terminal(columns, *words, **env):
+    """Run a command on a pseudo-terminal; return its exit code and what it wrote."""
+    ours, theirs = pty.openpty()
+    variables = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
+    child = subprocess.Popen(
+        [command_line.BIN / words[0], *map(str, words[1:])],
+        stdout=theirs,
+        stderr=theirs,
+        stdin=subprocess.DEVNULL,
+        env=variables | {"COLUMNS": str(columns), "TERM": "xterm"} | env,
+    )
+    os.close(theirs)
+    written = b""
+    try:
+        while data := os.read(ours, 65536):
+            written += data
+    except OSError:  # how a pseudo-terminal says that the other end is closed
+        pass
+    os.close(ours)
+    return child.wait(60), written.decode()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads a pseudo-terminal as Linux has it")
+@pytest.mark.parametrize("columns", [80, 140])
+def test_a_verdict_on_a_terminal_cuts_nothing(session, columns):
+    path, _ = session
+    words = ("polverify", "check", path / "root1", "--key", path / "key.pub", "--bundle", path / "bundle1")
+    code, written = on_a_terminal(columns, *words, "--recipe", path / "key")  # another file than the recipe
+    assert code == 1
+    assert "\x1b[1;31mREJECT\x1b[0m check 4 (manifest): recipe file: expected" in written
+    assert "\x1b[31mFAILED" in written
+    assert "…" not in written
+    table = written[written.index("REJECT") :].replace("\r", "")
+    assert max(len(re.sub(r"\x1b\[[0-9;]*m", "", line)) for line in table.splitlines()) <= columns
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads a pseudo-terminal as Linux has it")
+def test_no_color_is_respected(session):
+    path, _ = session
+    code, written = on_a_terminal(80, "polstore", "show", "--store", path / "st", NO_COLOR="1")
+    assert code == 0
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]m", written)
