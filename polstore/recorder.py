@@ -7,14 +7,18 @@
 
 A step begins when the loop is handed its first batch and ends when the optimizer has stepped; what the loop still does
 before the next batch (a scheduler, averaged weights) belongs to it. At that boundary the state is captured if a
-snapshot is due, and the generators are seeded for the next step. Loops that a loader cannot show call `Recorder.step`
-instead.
+snapshot is due, and the generators are seeded for the next step. A replay starts a segment without gradients, so they
+are dropped at each snapshot. Loops that a loader cannot show call `Recorder.step` instead.
 """
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.amp import GradScaler
 
 from polstore.adapters.torch_loader import LoaderTap, Position
 from polstore.codec.live.environment import detect
@@ -26,11 +30,11 @@ from polstore.wire.steps import Groups, Microbatch, Step, Steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from contextlib import ExitStack
     from types import TracebackType
 
     from polstore.codec.live.recipe import Training
     from polstore.run_writer import RunWriter
+    from polstore.wire.environment import Environment
 
 __all__ = ["Recorder"]
 
@@ -56,15 +60,21 @@ class Recorder:
         self._writer = writer
         self._live = live
         self._seed = writer.manifest.seed
-        self._environment = detect(device)
-        self._tap = None if loader is None else LoaderTap(loader, self._seed, position, self._deliver)
+        self._device = device
+        self._environment = detect(device)  # of the segment under way
+        self._tap = None if loader is None else LoaderTap(loader, self._seed, position, self._deliver, self._new_pass)
         self._explicit_position = position
+        self._entered = False
+        self._active = False
         self._counts_optimizer_steps = loader is not None
-        self._hooks: list[Any] = []
+        self._cleanup = ExitStack()  # takes hooks and the tap away again
         self._step = step
         self._snapshot_step = step
         self._steps: list[Step] = []
         self._open: list[Microbatch] = []  # batches handed out since the last step ended
+        self._marks: list[object] = []  # for each of them, `_mark` when it was handed out
+        self._open_position = position  # before the first of them
+        self._forwards = 0  # calls of the model that can lead to gradients
         self._used: Groups = ()
         self._loss: float | None = None
         self._boundary_due = False
@@ -82,23 +92,33 @@ class Recorder:
         return self._step
 
     def __enter__(self) -> Recorder:
+        if self._entered:
+            raise UsageError("a recorder records once", expected="another call of polstore.record", got="a second with")
+        self._entered = self._active = True
         optimizer = self._live.optimizer
-        self._hooks = [
-            optimizer.register_step_pre_hook(self._before_optimizer),
-            optimizer.register_step_post_hook(self._after_optimizer),
-        ]
-        if self._tap is not None:
-            self._tap.install()
+        with ExitStack() as stack:
+            for hook in (
+                optimizer.register_step_pre_hook(self._before_optimizer),
+                optimizer.register_step_post_hook(self._after_optimizer),
+                self._live.model.register_forward_pre_hook(self._before_forward),
+            ):
+                stack.callback(hook.remove)
+            for extra in self._live.extras.values():
+                if isinstance(extra, GradScaler):
+                    stack.callback(self._watch(extra))
+            if self._tap is not None:
+                self._tap.install()
+                stack.callback(self._tap.remove)
+            self._cleanup = stack.pop_all()
+        self._live.drop_gradients()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._active = False
         try:
-            for hook in self._hooks:
-                hook.remove()
-            if self._tap is not None:
-                self._tap.remove()
+            self._cleanup.close()
             if kind is None:
                 self._finish()
         finally:
@@ -108,8 +128,10 @@ class Recorder:
         """Begin a step on the samples at ``indices``, in a loop without a loader; the step before has then ended.
 
         Raises:
-            UsageError: this recorder watches a loader.
+            UsageError: this recorder watches a loader, or is not under way.
+            TrainingError: there are no such samples.
         """
+        self._require_active()
         if self._tap is not None:
             raise UsageError("rec.step(indices) is for loops without a loader; this recorder was given one")
         if self._open:
@@ -120,6 +142,7 @@ class Recorder:
 
     def loss(self, value: float) -> None:
         """Report the loss of the step under way, or of the one that just ended; a float or a tensor of one element."""
+        self._require_active()
         if self._open:
             self._loss = loss_value(value)
         elif self._steps:
@@ -133,6 +156,7 @@ class Recorder:
         progress: Callable[[int, float | None], None],
     ) -> None:
         """Run a recipe's own loop up to step ``steps``; ``progress`` is told each step done and its loss."""
+        self._require_active()
         self._counts_optimizer_steps = False
         batches = _endless(training.loader)
         while self._step < steps:
@@ -142,6 +166,29 @@ class Recorder:
             self._loss = loss_value(loss)
             self._end_step()
             progress(self._step, self._steps[-1].loss)
+
+    def _require_active(self) -> None:
+        if not self._active:
+            raise UsageError(
+                "the recorder is not under way", expected="a call inside its with block", got="one outside"
+            )
+
+    def _before_forward(self, *_: Any) -> None:
+        self._forwards += torch.is_grad_enabled()
+
+    def _watch(self, scaler: GradScaler) -> Callable[[], None]:
+        """Have a step that a gradient scaler skips count as the step it is; return how to undo that."""
+        original = scaler.step
+
+        def step(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+            before = self._step
+            result = original(optimizer, *args, **kwargs)
+            if optimizer is self._live.optimizer and self._step == before:
+                self._after_optimizer()
+            return result
+
+        scaler.__dict__["step"] = step
+        return lambda: scaler.__dict__.pop("step", None)
 
     def _before_optimizer(self, optimizer: Any, *_: Any) -> None:
         self._used = hyperparameters(optimizer)
@@ -156,25 +203,62 @@ class Recorder:
 
     def _deliver(self, number: int, indices: Sequence[int]) -> None:
         """Take note of a batch that the loop is about to get, and seed the generators for what it does with it."""
+        samples = tuple(int(index) for index in indices)
+        size = self._writer.manifest.dataset.size
+        if not samples or min(samples) < 0 or max(samples) >= size:
+            raise TrainingError("samples of a batch", expected=f"at least one, from 0 to {size - 1}", got=samples)
         if self._boundary_due:
             self._boundary()
+        if not self._open:
+            self._open_position = self._position()
+        if not self._steps and not self._open:
+            self._environment = self._detect()
         seed_all(stream_seed(self._seed, Stream.STEP, self._step, len(self._open), 0))
-        self._open.append(Microbatch(number, (tuple(int(index) for index in indices),)))
+        self._marks.append(self._mark())
+        self._open.append(Microbatch(number, (samples,)))
+
+    def _mark(self) -> object:
+        """Return what is another value once a batch was trained on."""
+        return self._forwards, self._live.versions(), self._live.gradient_versions()
+
+    def _new_pass(self) -> None:
+        """Forget the batches of earlier passes that the loop took and did not train on: it left that pass by ``break``,
+        or looked at the data in between. A recipe's own loop takes the same batches when it is replayed.
+        """
+        if self._counts_optimizer_steps:
+            now = self._mark()
+            while self._open and self._marks[-1] == now:
+                self._open.pop()
+                self._marks.pop()
 
     def _end_step(self) -> None:
         self._steps.append(Step(tuple(self._open), self._used, self._loss))
-        self._open, self._used, self._loss = [], (), None
+        self._open, self._marks, self._used, self._loss = [], [], (), None
         self._step += 1
         self._boundary_due = True
 
     def _boundary(self) -> None:
         self._boundary_due = False
         if self._step % self._writer.manifest.every == 0:
-            self._snapshot()
+            self._snapshot(self._position())
         self._versions = self._live.versions()
 
-    def _snapshot(self) -> None:
-        position = self._explicit_position if self._tap is None else self._tap.next_position()
+    def _detect(self) -> Environment:
+        """Return this process's class now. Autocast is looked at once: a loop may fetch inside or outside of it."""
+        now, ambient = detect(self._device), dict(self._environment.flags)["autocast"]
+        return replace(now, flags=tuple((name, ambient if name == "autocast" else flag) for name, flag in now.flags))
+
+    def _position(self) -> Position:
+        return self._explicit_position if self._tap is None else self._tap.next_position()
+
+    def _snapshot(self, position: Position) -> None:
+        now = self._detect()
+        if now != self._environment:
+            raise TrainingError(
+                "the environment class changed inside a segment, which nobody could replay",
+                expected="threads and flags as at its first step",
+                got="; ".join(self._environment.differences(now)),
+            )
         row = replace(
             self._writer.row, epoch=position.epoch, batch=position.batch, number=position.number, complete=False
         )
@@ -182,6 +266,7 @@ class Recorder:
         steps = Steps(self._snapshot_step, tuple(self._steps))
         committed = self._writer.add_segment(self._step, captured, steps, self._environment, row)
         self._live.write_back(self._step, captured, committed)
+        self._live.drop_gradients()
         self._steps, self._snapshot_step = [], self._step
 
     def _finish(self) -> None:
@@ -196,7 +281,7 @@ class Recorder:
                 got=f"{len(self._open)} batches without one; the run ends at its last snapshot",
             )
         if self._steps:
-            self._snapshot()
+            self._snapshot(self._open_position if self._open else self._position())
         self._writer.finish()
 
 

@@ -147,8 +147,8 @@ def record_recipe(
     """
     make_deterministic(device)
     derived = _seed_of(Path(store), run, seed, resume=resume)
-    seed_initial(derived)
     loaded = recipe.load()
+    seed_initial(derived)  # after whatever the file drew when it was executed, as in a replay
     training = loaded.build(device, config or {})
     live = LiveState(training.model, training.optimizer, training.extras)
     declaration = _Declaration(

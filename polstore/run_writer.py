@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from polstore.codec import frames
 from polstore.codec.norms import distances
-from polstore.errors import ExistsError, UsageError
+from polstore.errors import ExistsError, MalformedError, TrainingError, UsageError
 from polstore.reader import Run
 from polstore.wire.segment import SegmentRecord
 
@@ -49,10 +49,11 @@ class RunWriter:
 
         Raises:
             ExistsError: the store has a run of that name.
+            TrainingError: something in the manifest is beyond what a record can hold.
         """
         writer = cls(store, manifest, row)
         stored, frame_blobs, committed = frames.encode(initial, None, manifest.fidelity)
-        leaf = manifest.encode()
+        leaf = _encoded(manifest)
 
         def work(transaction: Writer) -> None:
             if manifest.run in transaction.runs():
@@ -88,13 +89,14 @@ class RunWriter:
         """Write the segment that ends with ``captured`` and return the committed snapshot.
 
         Everything that belongs to it goes into the store in one transaction, so a crash leaves all of it or nothing.
+        Raises `TrainingError` for what a record cannot hold, a negative sample index for instance.
         """
         if self._previous is None or self._key is None:
             raise UsageError("this run was neither created nor resumed")
         key_step, key = self._key
         base = None if (self._count + 1) % KEYFRAME_EVERY == 0 else key
         stored, blobs, committed = frames.encode(captured, base, self.manifest.fidelity)
-        steps_blob = steps.encode()
+        steps_blob = _encoded(steps)
         record = SegmentRecord(
             index=self._count,
             start_step=self._step,
@@ -106,7 +108,7 @@ class RunWriter:
             environment=environment,
             norms=distances(self._previous, committed),
         )
-        leaf, name = record.encode(), self.manifest.run
+        leaf, name = _encoded(record), self.manifest.run
 
         def work(transaction: Writer) -> None:
             transaction.put_run(name, row.encode())
@@ -128,6 +130,16 @@ class RunWriter:
         self.row = replace(self.row, complete=True)
         row = self.row.encode()
         self._store.write(lambda transaction: transaction.put_run(self.manifest.run, row))
+
+
+def _encoded(record: Manifest | SegmentRecord | Steps) -> bytes:
+    """Return a record's bytes, having parsed them: what is written here is never refused by a reader."""
+    try:
+        data = record.encode()
+        type(record).parse(data)
+    except MalformedError as error:
+        raise TrainingError(f"this training cannot be recorded: {error}") from error
+    return data
 
 
 def _put_snapshot(

@@ -3,7 +3,8 @@
 The tap stands around the outermost batch sampler and the dataset. The order of samples is drawn from a stream of its
 own, keyed by epoch, and each batch is loaded under a stream keyed by its number; so neither depends on how many workers
 prefetch. A DataLoader asks its sampler once more for every batch that it hands out (workers or not), after first asking
-``prefetch_factor * num_workers`` times ahead: that is how a batch handed out is told from one fetched ahead.
+``prefetch_factor * num_workers`` times ahead: that is how a batch handed out is told from one fetched ahead. One batch
+more is always drawn, so that the last one of a pass is known as such when it is handed out.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.utils.data import IterableDataset
 
 from polstore.codec.live.randomness import Generators
@@ -50,6 +52,7 @@ class LoaderTap:
         seed: the run's seed, 32 bytes.
         position: where to go on: batches before it are drawn and dropped without being loaded.
         on_batch: called with (batch number, sample indices) just before the loop gets that batch.
+        on_pass: called when the loop begins a pass over the data.
     """
 
     def __init__(
@@ -58,11 +61,14 @@ class LoaderTap:
         seed: bytes,
         position: Position,
         on_batch: Callable[[int, Sequence[int]], None],
+        on_pass: Callable[[], None],
     ) -> None:
         _check(loader)
         self._loader = loader
         self._before = (loader.batch_sampler, loader.dataset)
         self._on_batch = on_batch
+        self._on_pass = on_pass
+        self._removed = False
         self._start: Position | None = position
         self.seed = seed
         self.position = position
@@ -74,8 +80,11 @@ class LoaderTap:
         self._loader.__dict__["dataset"] = _KeyedDataset(self._before[1], self.seed)
 
     def remove(self) -> None:
-        """Leave the loader as it was."""
+        """Leave the loader as it was; a pass that is still under way goes on unseen."""
+        self._removed = True
         self._loader.__dict__["batch_sampler"], self._loader.__dict__["dataset"] = self._before
+        if getattr(self._loader, "_iterator", None) is not None:
+            self._loader._iterator = None  # persistent workers hold the tapped dataset; the next pass starts others
 
     def next_position(self) -> Position:
         """Return the position from which a later run would go on: a finished epoch is left behind."""
@@ -85,6 +94,8 @@ class LoaderTap:
 
     def begin_epoch(self) -> tuple[Position, int]:
         """Return where a fresh pass over the data starts, and how many batches of it to drop."""
+        if not self._removed:
+            self._on_pass()
         if self._start is not None:
             start, self._start = self._start, None
             return Position(start.epoch, 0, start.number - start.batch), start.batch
@@ -92,7 +103,8 @@ class LoaderTap:
 
     def hand_out(self, position: Position, indices: Sequence[int], *, last: bool) -> None:
         """Report a batch to the recorder; ``position`` is the one after it."""
-        self._on_batch(position.number - 1, indices)
+        if not self._removed:
+            self._on_batch(position.number - 1, indices)
         self.position, self.exhausted = position, last
 
 
@@ -124,13 +136,14 @@ class _TappedBatches:
         self._requests = 0
         self._waiting: deque[list[int]] = deque()
         self._batches: Iterator[Sequence[int]] | None = None
-        self._finished = False
+        self._next: list[int] | None = None  # drawn, not yet asked for
+        self._begun = False
 
     def __iter__(self) -> Iterator[list[int]]:
         return self
 
     def __next__(self) -> list[int]:
-        if self._batches is None:
+        if not self._begun:
             self._begin()
         self._requests += 1
         batch = self._draw()
@@ -138,37 +151,52 @@ class _TappedBatches:
             self._waiting.append(batch)
         if self._requests > self._ahead and self._waiting:
             self._hand_out(self._waiting.popleft())
-        elif self._finished and not self._waiting:
+        elif batch is None and not self._waiting:
             self._tap.exhausted = True
         if batch is None:
             raise StopIteration
         return batch
 
     def _begin(self) -> None:
+        self._begun = True
         self._position, dropped = self._tap.begin_epoch()
         self._tap.position, self._tap.exhausted = self._position, False
-        self._generators = Generators(stream_seed(self._tap.seed, Stream.EPOCH, self._position.epoch))
+        seed = stream_seed(self._tap.seed, Stream.EPOCH, self._position.epoch)
+        self._generators = Generators(seed)
+        for generator in _own_generators(self._sampler):
+            generator.manual_seed(int.from_bytes(seed[:8], "big"))
         with self._generators.active():
             self._batches = iter(self._sampler)
         self._number = self._position.number
+        self._next = self._fetch()
         for _ in range(dropped):
             if self._draw() is None:
                 raise TrainingError(
-                    "the loader has fewer batches than were recorded", expected=f"more than {dropped}", got=self._number
+                    "the loader has fewer batches than were recorded", expected=f"at least {dropped}", got="fewer"
                 )
-        self._position = Position(self._position.epoch, dropped, self._number)
+        self._position = Position(self._position.epoch, dropped, self._position.number + dropped)
         self._tap.position = self._position
 
     def _draw(self) -> list[int] | None:
-        """Draw the next batch's indices under the epoch's own generators, or return None at the end."""
-        if self._finished or self._batches is None:
+        """Return the next batch's indices, or None at the end."""
+        batch = self._next
+        if batch is not None:
+            self._next = self._fetch()
+        return batch
+
+    def _fetch(self) -> list[int] | None:
+        """Have the sampler draw a batch under the epoch's own generators; None at the end."""
+        if self._batches is None:
             return None
         with self._generators.active():
             indices = next(self._batches, None)
         if indices is None:
-            self._finished = True
+            self._batches = None
             return None
-        batch = _KeyedBatch(int(index) for index in indices)
+        try:
+            batch = _KeyedBatch(int(index) for index in indices)
+        except (TypeError, ValueError) as error:
+            raise TrainingError("a sampler's indices", expected="numbers of samples", got=indices) from error
         batch.number = self._number
         self._number += 1
         return batch
@@ -176,7 +204,13 @@ class _TappedBatches:
     def _hand_out(self, batch: list[int]) -> None:
         now = self._position
         self._position = Position(now.epoch, now.batch + 1, now.number + 1)
-        self._tap.hand_out(self._position, batch, last=self._finished and not self._waiting)
+        self._tap.hand_out(self._position, batch, last=self._next is None and not self._waiting)
+
+
+def _own_generators(sampler: Any) -> list[torch.Generator]:
+    """Return the generators that a sampler was given to draw from in place of the default one."""
+    found = (getattr(owner, "generator", None) for owner in (sampler, getattr(sampler, "sampler", None)))
+    return [generator for generator in found if isinstance(generator, torch.Generator)]
 
 
 class _KeyedBatch(list[int]):
@@ -197,7 +231,7 @@ class _KeyedDataset:
             raise TrainingError(
                 "a sampler of the loader's changed the batch", expected="it as it was drawn", got=type(batch)
             )
-        return load_samples(self._dataset, batch, stream_seed(self._seed, Stream.FETCH, batch.number))
+        return load_samples(self._dataset, batch, stream_seed(self._seed, Stream.FETCH, batch.number, 0))
 
     def __getitem__(self, index: Any) -> Any:
         return self._dataset[index]

@@ -64,7 +64,7 @@ class Tensor:
     """One named tensor of a snapshot.
 
     Attributes:
-        name: for instance ``parameter/conv1.weight``; 1 to 512 printable characters.
+        name: for instance ``parameter/conv1.weight``; 1 to 512 characters, no controls.
         dtype: a key of `CARRIER`.
         shape: sizes, outermost first; empty for a single number.
         data: the elements in row-major order; 1-D, contiguous, of the carrier's dtype. It belongs to the tensor from

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch.nn.parameter import is_lazy
 
 from polstore.codec.snapshot import CARRIER, Tensor
 from polstore.errors import TrainingError
@@ -22,6 +23,8 @@ NAMES = {dtype: name for name, dtype in TORCH_DTYPE.items()}
 
 def dtype_name(path: str, tensor: torch.Tensor) -> str:
     """Return the committed name of a tensor's dtype; raises `TrainingError` for one that has none."""
+    if is_lazy(tensor) or tensor.is_meta:
+        raise TrainingError(f"tensor {path} cannot be committed", expected="values", got="none yet")
     if tensor.layout is not torch.strided or tensor.dtype not in NAMES:
         raise TrainingError(
             f"tensor {path} cannot be committed",
@@ -48,6 +51,8 @@ def to_torch(tensor: Tensor) -> torch.Tensor:
     """Copy a snapshot's tensor into a new torch tensor on the CPU."""
     if tensor.dtype not in TORCH_DTYPE:
         raise TrainingError(f"tensor {tensor.name}: this torch has no such dtype", expected=NAMES, got=tensor.dtype)
-    flat = torch.from_numpy(tensor.data.view(np.uint8).copy())
     shape: Sequence[int] = tensor.shape
+    if tensor.data.size == 0:  # an empty array has no stride that torch could view as wider elements
+        return torch.empty(shape, dtype=TORCH_DTYPE[tensor.dtype])
+    flat = torch.from_numpy(tensor.data.view(np.uint8).copy())
     return flat.view(TORCH_DTYPE[tensor.dtype]).reshape(shape)

@@ -6,13 +6,16 @@ Implements specs/run-records.md, section "Environment class". The processor's ca
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from polstore.errors import CallerError, UsageError
 from polstore.wire.environment import Environment
 
 if TYPE_CHECKING:
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["detect", "enter", "make_deterministic"]
 
+_DEVICE = re.compile(r"cpu|cuda(:[0-9]{1,3})?", re.ASCII)
 UNSET = "default"
 VARIABLES = (
     "ONEDNN_MAX_CPU_ISA",
@@ -29,11 +33,26 @@ VARIABLES = (
 
 
 def make_deterministic(device: str) -> None:
-    """Ask for deterministic kernels where they are not the rule: on CUDA devices."""
+    """Ask for deterministic kernels where they are not the rule: on CUDA devices.
+
+    Raises:
+        UsageError: a name that is none of a device.
+        CallerError: this machine has no such device.
+    """
+    _require_device(device)
     if torch.device(device).type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(mode=True)
         torch.backends.cudnn.benchmark = False
+
+
+def _require_device(device: str) -> None:
+    if _DEVICE.fullmatch(device) is None:
+        raise UsageError("device", expected="cpu, cuda or cuda:N", got=device)
+    if device != "cpu":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(device.partition(":")[2] or 0) >= count:
+            raise CallerError("no such device here", expected=device, got=f"{count} CUDA devices")
 
 
 def detect(device: str) -> Environment:
@@ -78,6 +97,7 @@ def _text(value: object) -> str:
     return str(value).lower()
 
 
+@functools.cache
 def _processor() -> str:
     """Return the processor's model name."""
     try:

@@ -11,7 +11,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from polstore.codec.live.arrays import dtype_name, raw_bytes
-from polstore.codec.live.randomness import Generators
+from polstore.codec.live.randomness import Generators, preserved, seed_cpu
 from polstore.codec.live.tree import flatten
 from polstore.wire.merkle import leaf_hash
 from polstore.wire.randomness import Stream, sample_salt, stream_seed
@@ -38,20 +38,25 @@ def sample_content(sample: Any) -> Value:
 
 def sample_hash(dataset: Any, index: int, salt: bytes) -> bytes:
     """Return the Merkle leaf hash of sample ``index`` under its own 32-byte ``salt``."""
-    with Generators(stream_seed(b"", Stream.SAMPLE, index)).active():
-        sample = dataset[index]
-    return leaf_hash(sample_leaf(salt, sample_content(sample)))
+    with preserved():
+        return _seeded_hash(dataset, index, salt)
 
 
 def dataset_hashes(dataset: Any, salt: bytes, progress: Callable[[int, int], None]) -> list[bytes]:
     """Return the leaf hash of every sample, in order; ``salt`` is the dataset's secret."""
     size = len(dataset)
     hashes = []
-    for index in range(size):
-        hashes.append(sample_hash(dataset, index, sample_salt(salt, index)))
-        if index % 256 == 0 or index == size - 1:
-            progress(index + 1, size)
+    with preserved():  # once for all samples: it costs more than hashing a small one
+        for index in range(size):
+            hashes.append(_seeded_hash(dataset, index, sample_salt(salt, index)))
+            if index % 256 == 0 or index == size - 1:
+                progress(index + 1, size)
     return hashes
+
+
+def _seeded_hash(dataset: Any, index: int, salt: bytes) -> bytes:
+    seed_cpu(stream_seed(b"", Stream.SAMPLE, index))
+    return leaf_hash(sample_leaf(salt, sample_content(dataset[index])))
 
 
 def load_samples(dataset: Any, indices: Sequence[int], seed: bytes) -> list[Any]:
@@ -64,5 +69,5 @@ def load_samples(dataset: Any, indices: Sequence[int], seed: bytes) -> list[Any]
 
 def load_batch(loader: Any, indices: Sequence[int], run_seed: bytes, number: int) -> Any:
     """Load batch ``number`` of a run again: the samples at ``indices``, collated as ``loader`` collates."""
-    samples = load_samples(loader.dataset, indices, stream_seed(run_seed, Stream.FETCH, number))
+    samples = load_samples(loader.dataset, indices, stream_seed(run_seed, Stream.FETCH, number, 0))
     return loader.collate_fn(samples)

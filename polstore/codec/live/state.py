@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from polstore.codec.live.arrays import to_host, to_torch
+from polstore.codec.live.arrays import dtype_name, to_host, to_torch
 from polstore.codec.live.tree import flatten, unflatten
 from polstore.codec.snapshot import Snapshot
 from polstore.errors import MalformedError, TrainingError
@@ -29,6 +29,9 @@ __all__ = ["MAX_SCALARS", "LiveState", "hyperparameters", "loss_value"]
 
 TAG = "polstore/scalars/v1"
 MAX_SCALARS = 16 * 2**20  # bytes
+# Hyperparameters that choose a kernel. They are the recipe's, never a snapshot's: fused kernels trust the shapes of the
+# optimizer's state, so a hostile state with fused=True would have them write out of bounds.
+KERNEL_CHOICES = ("capturable", "differentiable", "foreach", "fused")
 
 
 class LiveState:
@@ -78,6 +81,7 @@ class LiveState:
         for name, extra in self.extras.items():
             _require_keys(f"extra {name}", extra.state_dict(), states[name])
             extra.load_state_dict(states[name])
+        self.drop_gradients()
         restored = self.capture(step)
         if restored.digest() != snapshot.digest():
             raise TrainingError(
@@ -89,6 +93,19 @@ class LiveState:
         """Return a number that grows whenever a parameter or buffer is written in place."""
         return sum(t._version for t in (*self.model.parameters(), *self.model.buffers()))  # no public way
 
+    def gradient_versions(self) -> tuple[tuple[int, int], ...]:
+        """Return what is another value once gradients were computed."""
+        grads = (parameter.grad for parameter in self.model.parameters())
+        return tuple((id(grad), grad._version) for grad in grads if grad is not None)
+
+    def drop_gradients(self) -> None:
+        """Set all gradients to None: they are no part of the state."""
+        for parameter in (*self.model.parameters(), *self._optimized()):
+            parameter.grad = None
+
+    def _optimized(self) -> list[torch.Tensor]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
     def _walk(self, step: int) -> tuple[dict[str, torch.Tensor], bytes]:
         """Return every live tensor by name, and the canonical scalars."""
         live: dict[str, torch.Tensor] = {}
@@ -96,6 +113,7 @@ class LiveState:
         def add(name: str, tensor: torch.Tensor) -> Value:
             if name in live:
                 raise TrainingError("two tensors of the state have the same name", expected="different names", got=name)
+            dtype_name(name, tensor)
             live[name] = tensor
             return name
 
@@ -105,7 +123,35 @@ class LiveState:
             add(f"buffer/{name}", buffer)
         optimizer = flatten(self._optimizer_state(), "optimizer", add)
         extras = flatten({name: extra.state_dict() for name, extra in self.extras.items()}, "extra", add)
+        self._require_whole(live)
         return live, canonical.encode((TAG, step, optimizer, extras))
+
+    def _require_whole(self, live: Mapping[str, torch.Tensor]) -> None:
+        """Require that nothing the optimizer changes is left out, and that no memory belongs to two parts of the state.
+
+        A parameter that an extra or a buffer shares would be written back under one name and committed under both.
+        """
+        parameters = {name: tensor for name, tensor in live.items() if name.startswith("parameter/")}
+        places = {tensor.data_ptr(): name for name, tensor in parameters.items() if tensor.numel()}
+        others = {tensor.data_ptr(): name for name, tensor in live.items() if name not in parameters and tensor.numel()}
+        shared = places.keys() & others.keys()
+        if shared:
+            place = min(shared)
+            raise TrainingError(
+                f"{places[place]} and {others[place]} are the same memory", expected="a copy in one of them", got="one"
+            )
+        optimized = self._optimized()
+        for tensor in optimized:
+            if id(tensor) not in self._names and tensor.numel() and tensor.data_ptr() not in others:
+                raise TrainingError(
+                    "the optimizer changes a tensor that is no part of the state",
+                    expected="a parameter of the model or of an extra",
+                    got=f"one of shape {tuple(tensor.shape)}",
+                )
+        known = {id(tensor) for tensor in optimized}
+        unknown = [key for key in self.optimizer.state if id(key) not in known]
+        if unknown:
+            raise TrainingError("the optimizer keeps state beside its parameters", expected="none", got=unknown[0])
 
     def _parameter_names(self) -> list[list[str]]:
         """Return the names of every group's parameters; one outside the model gets its place as a name."""
@@ -152,15 +198,24 @@ class LiveState:
         parameters = {}
         for live, stored, group_names in zip(self.optimizer.param_groups, groups, names, strict=True):
             _require_keys("optimizer's hyperparameters", live, stored)
+            for key in KERNEL_CHOICES:
+                if live.get(key) is not stored.get(key):
+                    raise TrainingError(
+                        f"optimizer's hyperparameter {key}", expected=live.get(key), got=stored.get(key)
+                    )
             live.update({key: value for key, value in stored.items() if key != "params"})
             parameters.update(dict(zip(group_names, ((parameter, live) for parameter in live["params"]), strict=True)))
         self.optimizer.state.clear()
-        for name, state in tree.items():
-            if name not in parameters or not isinstance(state, dict):
-                raise TrainingError(
-                    "optimizer has state for an unknown parameter", expected="one of the model", got=name
-                )
-            parameter, group = parameters[name]
+        for name in sorted(tree.keys() - parameters.keys(), key=str):
+            raise TrainingError("optimizer has state for an unknown parameter", expected="one of the model", got=name)
+        for name, (parameter, group) in parameters.items():  # in the order in which optimizers make it
+            if name not in tree:
+                continue
+            state = tree[name]
+            if not isinstance(state, dict):
+                raise MalformedError(f"optimizer's state of {name}", expected="a dictionary", got=type(state).__name__)
+            if group.get("fused"):
+                _require_shapes(name, state, parameter)
             self.optimizer.state[parameter] = {
                 key: _to_device(key, value, parameter, group) for key, value in state.items()
             }
@@ -194,9 +249,25 @@ def parse_scalars(scalars: bytes) -> tuple[int, Value, Value]:
 def _to_device(key: object, value: Any, parameter: torch.Tensor, group: Mapping[str, Any]) -> Any:
     """Put restored optimizer state where torch keeps it: with its parameter, but step counters on the CPU."""
     if isinstance(value, torch.Tensor):
-        keep = key == "step" and not (group.get("capturable") or group.get("fused"))
-        return value if keep else value.to(parameter.device)
+        if key == "step" and not (group.get("capturable") or group.get("fused")):
+            return value
+        if value.shape == parameter.shape:  # laid out in memory like the parameter, as optimizers make it
+            return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+        return value.to(parameter.device)
     return value
+
+
+def _require_shapes(name: str, state: Mapping[object, Any], parameter: torch.Tensor) -> None:
+    """Require state that a fused kernel can walk along with its parameter: it checks nothing itself."""
+    for key, value in state.items():
+        if not isinstance(value, torch.Tensor) or (key == "step" and value.numel() == 1):
+            continue
+        if (value.shape, value.dtype) != (parameter.shape, parameter.dtype):
+            raise TrainingError(
+                f"optimizer's state {key} of {name} does not fit a fused kernel",
+                expected=f"{tuple(parameter.shape)} {parameter.dtype}",
+                got=f"{tuple(value.shape)} {value.dtype}",
+            )
 
 
 def _require_free(state: Mapping[str, Any]) -> None:

@@ -37,6 +37,10 @@ def flatten(value: Any, path: str, on_tensor: Callable[[str, torch.Tensor], Valu
     """
     if isinstance(value, np.generic):
         value = value.item()
+    if isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise TrainingError(f"{path} cannot be committed", expected="an integer of 64 bits", got=value)
+    if isinstance(value, str) and not value.isascii():
+        _require_unicode(path, value)
     if value is None or isinstance(value, (bool, int, float, str, bytes)):
         return value
     if isinstance(value, torch.Tensor):
@@ -52,12 +56,23 @@ def flatten(value: Any, path: str, on_tensor: Callable[[str, torch.Tensor], Valu
         keys = sorted(value, key=lambda key: (isinstance(key, str), key))
         return (DICT, *((key, flatten(value[key], f"{path}/{key}", on_tensor)) for key in keys))
     if hasattr(value, "__array__"):  # numpy arrays, and images that offer themselves as one
-        return flatten(torch.from_numpy(np.ascontiguousarray(value)), path, on_tensor)
+        try:
+            tensor = torch.from_numpy(np.array(value, order="C"))  # a copy: images offer memory that is not writable
+        except TypeError as error:
+            raise TrainingError(f"{path} cannot be committed: {error}") from error
+        return flatten(tensor, path, on_tensor)
     raise TrainingError(
         f"{path} cannot be committed",
         expected="tensors, numbers, text, bytes, lists, tuples or dictionaries",
         got=f"{type(value).__module__}.{type(value).__qualname__}",
     )
+
+
+def _require_unicode(path: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise TrainingError(f"{path} cannot be committed: {error}") from error
 
 
 def unflatten(value: Value, on_tensor: Callable[[Value], torch.Tensor]) -> Any:
@@ -68,7 +83,7 @@ def unflatten(value: Value, on_tensor: Callable[[Value], torch.Tensor]) -> Any:
     """
     if not isinstance(value, tuple):
         return value
-    if not value or not isinstance(value[0], int):
+    if not value or type(value[0]) is not int:
         raise MalformedError("state tree", expected="a tagged array", got=value)
     tag, items = value[0], value[1:]
     if tag == LIST:
@@ -76,11 +91,17 @@ def unflatten(value: Value, on_tensor: Callable[[Value], torch.Tensor]) -> Any:
     if tag == TUPLE:
         return tuple(unflatten(item, on_tensor) for item in items)
     if tag == DICT:
-        result = {}
+        result: dict[str | int, Any] = {}
+        last: tuple[bool, Any] | None = None
         for item in items:
-            if not isinstance(item, tuple) or len(item) != 2 or not isinstance(item[0], (str, int)):
+            key = item[0] if isinstance(item, tuple) and len(item) == 2 else None
+            if not isinstance(item, tuple) or not isinstance(key, (str, int)) or isinstance(key, bool):
                 raise MalformedError("state tree, entry of a dictionary", expected="(key, value)", got=item)
-            result[item[0]] = unflatten(item[1], on_tensor)
+            place = (isinstance(key, str), key)
+            if last is not None and not last < place:
+                raise MalformedError("state tree, keys of a dictionary", expected=f"one after {last[1]!r}", got=key)
+            last = place
+            result[key] = unflatten(item[1], on_tensor)
         return result
     if tag == TENSOR and len(items) == 1:
         return on_tensor(items[0])
