@@ -15,7 +15,7 @@ test: .venv/installed
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m tools.vectors --check
 	$(BIN)/python tools/check_vectors.py
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n auto $(PYTEST_ARGS)
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -22,7 +22,7 @@ from polstore.codec.live.recipe import RecipeFile
 from polstore.codec.live.samples import dataset_hashes
 from polstore.codec.live.state import LiveState, hyperparameters
 from polstore.codec.quantise import FIDELITIES
-from polstore.errors import MissingError, TrainingError, UsageError
+from polstore.errors import ExistsError, MissingError, TrainingError, UsageError
 from polstore.reader import open_archive
 from polstore.recorder import Recorder
 from polstore.run_row import RunRow
@@ -244,7 +244,10 @@ def _start(
         stack.enter_context(store.exclusive())
         report = progress or (lambda _done, _all: None)
         with store.read() as view:
-            begin = _resumed if resume and declaration.run in view.runs() else _created
+            exists = declaration.run in view.runs()
+        if exists and not resume:  # before the dataset is hashed, which can take minutes
+            raise ExistsError(f"run {declaration.run} exists already; go on with --resume or choose another name")
+        begin = _resumed if exists else _created
         writer, position, step = begin(store, live, dataset, declaration, report)
         return Recorder(stack.pop_all(), writer, live, loader, declaration.device, position, step)
 

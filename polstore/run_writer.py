@@ -6,7 +6,7 @@ Knows the codec and the store, no torch: it takes captured snapshots and returns
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from polstore.codec import frames
@@ -31,6 +31,23 @@ KEYFRAME_EVERY = (
 )
 
 
+@dataclass(frozen=True)
+class _Key:
+    """The keyframe that snapshots are stored against: its number among the run's snapshots, its step, and itself."""
+
+    number: int
+    step: int
+    snapshot: Snapshot
+
+    def serves(self, number: int, snapshot: Snapshot) -> bool:
+        """Say whether snapshot ``number`` is stored against this keyframe, or becomes one.
+
+        What has no partner in the base is stored exactly. So when the optimizer makes its state, in its first step as a
+        rule, a keyframe is due: against the initial snapshot, all moments of the snapshots to come would be exact.
+        """
+        return number - self.number < KEYFRAME_EVERY and snapshot.names == self.snapshot.names
+
+
 class RunWriter:
     """Writes one run. Made by `create` or `resume`; the caller holds the store's recording lock."""
 
@@ -41,7 +58,7 @@ class RunWriter:
         self._count = 0  # segments so far
         self._step = 0
         self._previous: Snapshot | None = None
-        self._key: tuple[int, Snapshot] | None = None  # step and snapshot that deltas are taken against
+        self._key: _Key | None = None
 
     @classmethod
     def create(cls, store: Store, manifest: Manifest, row: RunRow, initial: Snapshot, blobs: list[bytes]) -> RunWriter:
@@ -65,7 +82,7 @@ class RunWriter:
             transaction.append_leaf(manifest.run, leaf)
 
         store.write(work)
-        writer._previous, writer._key = committed, (0, committed)
+        writer._previous, writer._key = committed, _Key(0, 0, committed)
         return writer
 
     @classmethod
@@ -77,10 +94,11 @@ class RunWriter:
         writer._count = len(segments)
         writer._step = segments[-1].end_step if segments else 0
         snapshot = run.state(writer._step)
-        key = writer._count - writer._count % KEYFRAME_EVERY
-        key_step = segments[key - 1].end_step if key else 0
+        base_step = segments[-1].base_step if segments else None
+        key_step = writer._step if base_step is None else base_step
+        number = run.snapshots.index(key_step)
         writer._previous = snapshot
-        writer._key = (key_step, snapshot if key_step == writer._step else run.state(key_step))
+        writer._key = _Key(number, key_step, snapshot if key_step == writer._step else run.state(key_step))
         return writer, snapshot, writer._step
 
     def add_segment(
@@ -93,8 +111,7 @@ class RunWriter:
         """
         if self._previous is None or self._key is None:
             raise UsageError("this run was neither created nor resumed")
-        key_step, key = self._key
-        base = None if (self._count + 1) % KEYFRAME_EVERY == 0 else key
+        base = self._key.snapshot if self._key.serves(self._count + 1, captured) else None
         stored, blobs, committed = frames.encode(captured, base, self.manifest.fidelity)
         steps_blob = _encoded(steps)
         record = SegmentRecord(
@@ -103,7 +120,7 @@ class RunWriter:
             end_step=end_step,
             start_state=self._previous.digest(),
             end_state=stored.state_digest,
-            base_step=None if base is None or self.manifest.fidelity == "lossless" else key_step,
+            base_step=None if base is None or self.manifest.fidelity == "lossless" else self._key.step,
             steps=hashlib.sha256(steps_blob).digest(),
             environment=environment,
             norms=distances(self._previous, committed),
@@ -122,7 +139,7 @@ class RunWriter:
         self._step = end_step
         self._previous = committed
         if base is None:
-            self._key = (end_step, committed)
+            self._key = _Key(self._count, end_step, committed)
         return committed
 
     def finish(self) -> None:

@@ -1,16 +1,22 @@
-"""A record that no reader would take is refused before anything of it is stored."""
+"""What the writer stores: keyframes where they are due, and nothing that no reader would take."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
+from polstore.codec.frames import Encoding
+from polstore.codec.snapshot import Snapshot, Tensor
 from polstore.errors import MissingError, TrainingError
+from polstore.reader import Run
 from polstore.run_row import RunRow
 from polstore.run_writer import RunWriter
 from polstore.storage.store import open_store
+from polstore.wire import canonical
 from polstore.wire.steps import Microbatch, Step, Steps
 from tools.vectors import tiny_run
 
@@ -60,3 +66,32 @@ def test_step_records_that_no_reader_takes(store: Store, index: int) -> None:
     with pytest.raises(TrainingError, match="sample indices"):
         writer.add_segment(1, tiny_run.LIVE[1][1], steps, tiny_run.ENVIRONMENT, ROW)
     assert leaves(store) == list(tiny_run.LEAVES[:1])
+
+
+def snapshot(step: int) -> Snapshot:
+    """A state in which the optimizer keeps a moment from step 2 on."""
+    values = np.linspace(1, 2, 64, dtype="<f4") * np.float32(1 + step / 100)
+    names = ("optimizer/w/exp_avg", "parameter/w") if step >= 2 else ("parameter/w",)
+    return Snapshot(tuple(Tensor(name, "float32", (64,), values) for name in names), canonical.encode((step,)))
+
+
+def record(store: Store, first: int, last: int) -> None:
+    """Write a run of one-step segments, or go on with it."""
+    if first == 0:
+        writer = RunWriter.create(store, tiny_run.MANIFEST, ROW, snapshot(0), BLOBS)
+    else:
+        writer, _, step = RunWriter.resume(store, "tiny")
+        assert step == first
+    for step in range(first + 1, last + 1):
+        steps = Steps(step - 1, (Step((Microbatch(step, ((0,),)),), (), None),))
+        writer.add_segment(step, snapshot(step), steps, tiny_run.ENVIRONMENT, ROW)
+
+
+@pytest.mark.parametrize("stops", [(), (1,), (2,), (3, 40), (65, 66)])
+def test_keyframes_come_with_new_tensors_and_then_every_64th(store: Store, stops: tuple[int, ...]) -> None:
+    for first, last in pairwise((0, *stops, 70)):
+        record(store, first, last)
+    run = Run(store, "tiny")
+    assert [record.base_step for record in run.segments] == [0, None, *[2] * 63, None, *[66] * 4]
+    late = run.stored_snapshots(run.segment(9).end_state)[0]
+    assert {row.encoding for row in late.tensors} == {Encoding.SCALED_DELTA, Encoding.SCALED_VALUE}
