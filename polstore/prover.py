@@ -205,6 +205,8 @@ def _stored_snapshots(run: Run, states: set[bytes]) -> dict[bytes, frames.Stored
 
 def _open_samples(run: Run, manifest: Manifest, indices: list[int]) -> Samples:
     """Return the salts of these samples and one proof that they are in the dataset."""
+    if not manifest.dataset.size:
+        return Samples((), ())  # the run commits to no dataset, so no sample can be shown to be in it
     hashes = run.blob(run.row.sample_hashes)
     if len(hashes) != 32 * manifest.dataset.size:
         raise DamagedError("sample hashes", expected=f"{32 * manifest.dataset.size} bytes", got=f"{len(hashes)} bytes")

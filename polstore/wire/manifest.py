@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from polstore.errors import MalformedError
-from polstore.wire import canonical
+from polstore.wire import canonical, merkle
 from polstore.wire.checkpoint import MAX_ORIGIN
 from polstore.wire.environment import Environment
 from polstore.wire.extensions import MAX_EXTENSIONS, Extensions, parse_extensions
@@ -74,10 +74,19 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Dataset:
-    """The dataset: RFC 6962 root over its salted samples, and how many there are."""
+    """The dataset: RFC 6962 root over its salted samples, and how many there are.
+
+    Size 0 with the root of the empty tree says that the run does not commit to a dataset: nobody had it at hand when
+    the manifest was made, as when snapshots of a finished training are imported.
+    """
 
     root: bytes
     size: int
+
+    @classmethod
+    def not_committed(cls) -> Dataset:
+        """Return the dataset of a run that commits to none."""
+        return cls(merkle.EMPTY_ROOT, 0)
 
     def value(self) -> Value:
         """Return the dataset as a canonical value."""
@@ -87,7 +96,10 @@ class Dataset:
     def from_value(cls, value: Value) -> Dataset:
         """Parse a dataset; raises `MalformedError`."""
         fields = Fields(value, "manifest, dataset", 2)
-        return cls(fields.digest("root"), fields.integer("size", 1))
+        dataset = cls(fields.digest("root"), fields.integer("size"))
+        if dataset.size == 0 and dataset != cls.not_committed():
+            raise MalformedError("manifest, root of no dataset", expected=cls.not_committed().root, got=dataset.root)
+        return dataset
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,7 @@ def test_records_of_another_run(rejects, honest, other):
         ({"recipe": Recipe("file", bytes(32))}, MANIFEST),
         ({"recipe": Recipe("none", bytes(32))}, MANIFEST),
         ({"dataset": Dataset(bytes(32), 64)}, DATA),
+        ({"dataset": Dataset.not_committed()}, DATA),
         ({"seed": bytes(32)}, INITIAL),
         ({"initial": Initial("seed", bytes(32))}, INITIAL),
         ({"fidelity": "float16"}, MANIFEST),

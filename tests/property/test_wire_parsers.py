@@ -172,7 +172,7 @@ MANIFESTS = st.builds(
     run=st.from_regex("[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True),
     recipe=st.builds(Recipe, st.just("file"), DIGESTS, pairs(IDENTIFIERS, SETTINGS))
     | st.just(Recipe("none", bytes(32))),
-    dataset=st.builds(Dataset, DIGESTS, st.integers(1, MAX_INDEX)),
+    dataset=st.builds(Dataset, DIGESTS, st.integers(1, MAX_INDEX)) | st.just(Dataset.not_committed()),
     optimizer=st.builds(Optimizer, TEXTS, DIGESTS),
     seed=DIGESTS,
     sampler=st.sampled_from(("seed", "free")),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tools.checker import canonical
@@ -127,6 +128,11 @@ def _recipe(value: Any) -> None:
     _formed(value[0] != "none" or value[1:] == [bytes(32), []], "a digest or settings of no recipe")
 
 
+def _dataset(value: Any) -> None:
+    _record(digest, integer(0, LARGEST))(value)
+    _formed(value[1] or value[0] == sha256(b"").digest(), "a root of no dataset")
+
+
 def _initial(value: Any) -> None:
     number = integer(0, LARGEST)
     parent = _record(text(1024), integer(1, LARGEST), digest, number, digest, digest)
@@ -141,7 +147,7 @@ _manifest = _record(
     _is("polstore/manifest/v1"),
     text(64, "[A-Za-z0-9][A-Za-z0-9._-]*"),
     _recipe,
-    _record(digest, integer(1, LARGEST)),
+    _dataset,
     _record(text(256), digest),
     digest,
     _one_of("seed", "free"),

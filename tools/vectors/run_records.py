@@ -55,6 +55,7 @@ VALID: dict[str, list[tuple[str, str, tuple[int, ...], Value]]] = {
     "manifest": [
         ("example", "the worked example", (), MANIFEST),
         ("recipe_none", "a run that cannot be replayed", (2,), ("none", DIGEST, ())),
+        ("dataset_none", "a run that commits to no dataset", (3,), (merkle.EMPTY_ROOT, 0)),
         ("config", "one setting of each type", (2, 2), (("a", None), ("b", True), ("c", -1), ("d", 0.5), ("e", ""))),
         ("parent", "initial state from another run", (7,), ("parent", DIGEST, PARENT)),
         ("distribution", "initial state by distribution", (7, 0), "distribution"),
@@ -100,7 +101,7 @@ INVALID: dict[str, list[tuple[str, str, tuple[int, ...], object]]] = {
         ("config_unsorted", "settings in another order", (2, 2), (("b", 1), ("a", 1))),
         ("config_doubled", "one setting twice", (2, 2), (("a", 1), ("a", 1))),
         ("config_long", "a text of 4097 characters", (2, 2), (("a", "b" * 4097),)),
-        ("dataset_empty", "a dataset without samples", (3, 1), 0),
+        ("dataset_empty", "size 0 with another root than the empty tree's", (3, 1), 0),
         ("dataset_boolean", "true for 1", (3, 1), True),
         ("optimizer_name", "no name", (4, 0), ""),
         ("seed_short", "31 bytes", (5,), DIGEST[:31]),
