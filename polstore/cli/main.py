@@ -1,4 +1,4 @@
-"""The command `polstore`: which commands there are. The work is done elsewhere; only `record` loads torch.
+"""The command `polstore`: which commands there are. The work is done elsewhere; only `record` and `import` load torch.
 
 Exit codes: 0 fine, 1 a proof at fault, 2 wrong usage, 4 the caller's side at fault, 130 interrupted.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import typer
 
 from polstore import terminal
-from polstore.cli import reading, writing
+from polstore.cli import archive, reading, writing
 
 __all__ = ["app", "main"]
 
@@ -27,6 +27,11 @@ for name, function in (
     ("show", reading.show),
     ("fsck", reading.fsck),
     ("export", reading.export),
+    ("stats", archive.stats),
+    ("gc", archive.gc),
+    ("repack", archive.repack),
+    ("copy", archive.copy),
+    ("import", archive.import_snapshots),
 ):
     app.command(name)(function)
 

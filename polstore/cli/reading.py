@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from polstore import terminal
+from polstore.archive.provenance import Provenance
 from polstore.cli.options import AsJson, RunName, StorePath, choose_run
 from polstore.errors import DamagedError, UsageError
 from polstore.fsck import check_store
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from polstore.reader import Archive, Run
     from polstore.wire.environment import Environment
 
-__all__ = ["export", "fsck", "list_runs", "show"]
+__all__ = ["export", "fsck", "list_runs", "show", "show_table"]
 
 MAX_CELL = 400  # characters of a value in a table; --json has all of it
 COLUMNS = ("run", "steps", "segments", "every", "fidelity", "complete", "signed_segments")
@@ -35,7 +36,7 @@ def list_runs(store: StorePath, as_json: AsJson = False) -> None:
     if as_json:
         terminal.emit_json(rows)
     else:
-        _table(COLUMNS, [[row.get(column, "?") for column in COLUMNS] for row in rows])
+        show_table(COLUMNS, [[row.get(column, "?") for column in COLUMNS] for row in rows])
     damaged = [row["damage"] for row in rows if "damage" in row]
     if damaged:
         raise DamagedError(
@@ -59,7 +60,7 @@ def show(
     if as_json:
         terminal.emit_json(facts)
     else:
-        _table(("field", "value"), [[name.replace("_", " "), value] for name, value in facts.items()])
+        show_table(("field", "value"), [[name.replace("_", " "), value] for name, value in facts.items()])
 
 
 def fsck(store: StorePath, as_json: AsJson = False) -> None:
@@ -122,6 +123,7 @@ def _summary(run: Run) -> dict[str, Any]:
 
 def _manifest(run: Run) -> dict[str, Any]:
     manifest = run.manifest
+    provenance = Provenance.find(manifest.extensions)
     return _summary(run) | {
         "recipe": {"kind": manifest.recipe.kind, "sha256": manifest.recipe.digest},
         "config": dict(manifest.recipe.config),
@@ -131,6 +133,7 @@ def _manifest(run: Run) -> dict[str, Any]:
         "sampler": manifest.sampler,
         "initial_state": {"kind": manifest.initial.kind, "state": manifest.initial.state},
         "environment": _environment(manifest.environment),
+        "imported": None if provenance is None else asdict(provenance),
         "snapshots": run.snapshots,
         "signed_sizes": run.signed_sizes(),
     }
@@ -161,7 +164,7 @@ def _cell(value: Any) -> str:
     return line if len(line) <= MAX_CELL else line[:MAX_CELL] + " …"
 
 
-def _table(columns: tuple[str, ...], rows: list[list[Any]]) -> None:
+def show_table(columns: tuple[str, ...], rows: list[list[Any]]) -> None:
     """Print a table to stdout; tab-separated text, uncut, where stdout is no terminal."""
     titles = [column.replace("_", " ") for column in columns]
     console = Console()

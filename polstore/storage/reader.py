@@ -124,6 +124,18 @@ class Reader:
         key = keys.digest_key(keys.STORED_SNAPSHOT, state_digest)
         return self._get(key, f"snapshot {state_digest.hex()}")
 
+    def stored_snapshot_size(self, state_digest: bytes) -> int:
+        """Return the length of the record of how a snapshot is stored, in bytes, without reading it."""
+        size = self._handle.size(keys.digest_key(keys.STORED_SNAPSHOT, state_digest))
+        if size is None:
+            raise self._missing(f"snapshot {state_digest.hex()}")
+        return size
+
+    def stored_snapshot_digests(self) -> Iterator[bytes]:
+        """Yield the state digests of all stored snapshots in ascending order."""
+        for key in self._handle.keys(keys.STORED_SNAPSHOT):
+            yield key[1:]
+
     def has_snapshot(self, state_digest: bytes) -> bool:
         """Return whether there is a record of how this snapshot is stored."""
         return self._handle.size(keys.digest_key(keys.STORED_SNAPSHOT, state_digest)) is not None

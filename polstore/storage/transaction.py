@@ -146,6 +146,12 @@ class Handle:
         with self._used() as transaction:
             return transaction.put(key, value, overwrite=overwrite)
 
+    def delete(self, key: bytes) -> bool:
+        """Remove a key and its value; return whether it was there."""
+        self.written += len(key)
+        with self._used() as transaction:
+            return transaction.delete(key)
+
     @contextmanager
     def _used(self) -> Iterator[Transaction]:
         check_process(self._process, self.path)

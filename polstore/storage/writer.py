@@ -1,7 +1,8 @@
 """Writing to a store, within one transaction: all of it counts, or nothing.
 
-What was committed to is never overwritten: a snapshot's digest at a step, a leaf, a signed root. Only a run's own
-metadata and the way a snapshot is stored may change. Nothing is deleted.
+What was committed to is never overwritten or deleted: a snapshot's digest at a step, a leaf, a signed root. Only a
+run's own metadata and the way a snapshot is stored may change. Blobs and stored snapshots can be deleted, and nothing
+here knows whether anything needs them: that is for `polstore.archive` to find out first, under the recording lock.
 """
 
 from __future__ import annotations
@@ -57,6 +58,14 @@ class Writer(Reader):
     def put_stored_snapshot(self, state_digest: bytes, record: bytes) -> None:
         """Store the record of how a snapshot is stored, in place of what was there (it may be recompressed)."""
         self._handle.put(keys.digest_key(keys.STORED_SNAPSHOT, state_digest), record, overwrite=True)
+
+    def delete_blob(self, digest: bytes) -> bool:
+        """Delete a blob and return whether it was there; the caller has made sure that nothing needs it."""
+        return self._handle.delete(keys.digest_key(keys.BLOB, digest))
+
+    def delete_stored_snapshot(self, state_digest: bytes) -> bool:
+        """Delete the record of how a snapshot is stored and return whether it was there; its blobs stay."""
+        return self._handle.delete(keys.digest_key(keys.STORED_SNAPSHOT, state_digest))
 
     def put_snapshot(self, run: str, step: int, state_digest: bytes) -> None:
         """Note that a run's snapshot at a step has this state digest.
