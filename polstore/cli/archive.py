@@ -14,7 +14,7 @@ from polstore.archive.repack import DEFAULT_LEVEL
 from polstore.archive.repack import repack as repack_store
 from polstore.archive.sources import find_sources
 from polstore.archive.stats import stats as store_stats
-from polstore.cli.options import AsJson, StorePath
+from polstore.cli.options import AsJson, StorePath, choose_run
 from polstore.cli.reading import show_table
 from polstore.errors import DamagedError, UsageError
 from polstore.storage.store import open_store
@@ -119,12 +119,12 @@ def copy(
 
     Copying again completes a copy that was stopped, and adds what was recorded since.
     """
-    with (
-        terminal.progress() as progress,
-        open_store(source, readonly=True) as from_store,
-        open_store(destination, create=True) as to_store,
-    ):
-        copied = copy_runs(from_store, to_store, run, progress)
+    with terminal.progress() as progress, open_store(source, readonly=True) as from_store:
+        if run is not None:
+            with from_store.read() as view:
+                choose_run(view.runs(), run)  # before a store is made for nothing
+        with open_store(destination, create=True) as to_store:
+            copied = copy_runs(from_store, to_store, run, progress)
     if as_json:
         terminal.emit_json([each.as_json() for each in copied])
         return

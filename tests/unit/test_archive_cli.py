@@ -75,6 +75,9 @@ def test_copy(path, tmp_path, make_run):
     assert [each["segments"] for each in copied] == [3, 2]
     run("fsck", "--store", tmp_path / "other")
     run("copy", "--from", tmp_path / "other", "--to", path, "--run", "a")
+    with pytest.raises(MissingError, match="no such run"):
+        run("copy", "--from", path, "--to", tmp_path / "nothing", "--run", "c")
+    assert not (tmp_path / "nothing").exists()
     with open_store(tmp_path / "third", create=True) as store:
         make_run(store, "a", count=1, seed=9)
     with pytest.raises(ExistsError):
