@@ -151,7 +151,7 @@ def prove(run: Run, segments: Sequence[int], size: int | None = None) -> Proof:
         opened=opened,
         snapshots=tuple(stored[digest].encode() for digest in sorted(stored)),
         samples=_open_samples(run, manifest, sorted(samples)),
-        blobs=tuple((digest, len(run.blob(digest))) for digest in sorted(blobs)),
+        blobs=tuple((digest, run.blob_size(digest)) for digest in sorted(blobs)),
     )
     return Proof(bundle, run)
 

@@ -175,6 +175,11 @@ class Run:
         with self._store.read() as view:
             return view.get_blob(digest)
 
+    def blob_size(self, digest: bytes) -> int:
+        """Return a blob's length in bytes without reading it; raises `MissingError`."""
+        with self._store.read() as view:
+            return view.blob_size(digest)
+
     def size(self) -> int:
         """Return the number of leaves: the manifest and one for each segment."""
         with self._store.read() as view:

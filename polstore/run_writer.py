@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RunWriter"]
 
-KEYFRAME_EVERY = (
-    64  # snapshots that share one keyframe: as small as a chain of deltas (2.32 against 2.31), two blobs deep
-)
+KEYFRAME_EVERY = 64  # snapshots to a keyframe: as small as a chain of deltas (2.32 against 2.31), two blobs deep
 
 
 @dataclass(frozen=True)
