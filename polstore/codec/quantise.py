@@ -11,34 +11,30 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from polstore.codec.halves import BLOCK, from_halves, to_halves
-from polstore.codec.snapshot import Array, Snapshot, Tensor, bits
+from polstore.codec.halves import to_halves
+from polstore.codec.snapshot import Array, Snapshot, Tensor
+from polstore.codec.values import MIN_EXPONENT, TOP_EXPONENT, add_halves, add_steps, round_mantissa, scale_halves
 from polstore.errors import TrainingError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 __all__ = [
-    "DROPPED_BITS",
     "FIDELITIES",
     "FIRST_MOMENTS",
-    "MAX_EXPONENT",
-    "MIN_EXPONENT",
     "SECOND_MOMENTS",
     "Quantised",
     "Role",
     "Scheme",
-    "add_halves",
     "quantise",
     "quantise_tensors",
     "role_of",
     "roles_of",
-    "round_mantissa",
-    "scale_halves",
 ]
 
 FIDELITIES = ("float16-writeback", "lossless")
@@ -61,11 +57,6 @@ SECOND_MOMENTS = frozenset(
     }
 )
 
-TOP_EXPONENT = 15  # the largest magnitude is scaled into [2^14, 2^15): rounding cannot reach 65 520, half's infinity
-MIN_EXPONENT = -126  # 2^-126 and its inverse are both normal float32 numbers, so one multiplication scales
-MAX_EXPONENT = 128 - TOP_EXPONENT  # of a magnitude just below 2^128
-DROPPED_BITS = 13  # low bits of float32's 23-bit mantissa that leave 10
-
 
 class Role(Enum):
     """What a tensor is to the optimizer, which decides what precision it needs."""
@@ -84,25 +75,53 @@ class Scheme(Enum):
     SCALED_DELTA = "scaled delta"  # base + half · 2^exponent
     SCALED_VALUE = "scaled value"  # half · 2^exponent
     ROUNDED = "rounded"  # 10 bits of mantissa
+    STEPPED_DELTA = "stepped delta"  # base + step · 2^exponent
+    SHORT_VALUE = "short value"  # 3 bits of mantissa
+    SHORT_DIFFERENCE = "short difference"  # 6 bits of mantissa
 
 
 @dataclass(frozen=True, eq=False)
 class Quantised:
-    """A committed tensor and how it came about.
+    """How the committed values of one tensor come about. The arrays belong to it from here on and must not change.
 
     Attributes:
-        tensor: the committed values.
+        name: as in `Tensor`.
+        dtype: likewise.
+        shape: likewise.
         partner: the tensor of the base with the same name, dtype and shape, if there is one.
-        scheme: how the values came about.
-        exponent: of the scale, for the two scaled schemes; else 0.
-        halves: 1-D ``<u2`` float16 bits, for the two scaled schemes; else None.
+        scheme: how the values come about; others than EXACT are for float32, and all deltas and UNCHANGED need a
+            partner.
+        exponent: of the scale, for the three scaled or stepped schemes; else 0.
+        items: 1-D. The bits of halves (``<u2``) for the two scaled schemes, the steps (``<i2``) for the stepped one,
+            None for UNCHANGED, and for all others the committed values in the carrier's dtype.
     """
 
-    tensor: Tensor
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
     partner: Tensor | None
     scheme: Scheme = Scheme.EXACT
     exponent: int = 0
-    halves: Array | None = None
+    items: Array | None = None
+
+    @cached_property
+    def tensor(self) -> Tensor:
+        """The committed tensor, made of the items by the functions that decoding uses."""
+        if self.scheme is Scheme.UNCHANGED and self.partner is not None:
+            return self.partner
+        return Tensor(self.name, self.dtype, self.shape, self._values())
+
+    def _values(self) -> Array:
+        if self.items is None:
+            raise UsageError(f"quantised tensor {self.name} has no items", expected="an array", got=self.scheme.value)
+        if self.scheme is Scheme.SCALED_VALUE:
+            return scale_halves(self.items, self.exponent)
+        if self.scheme not in (Scheme.SCALED_DELTA, Scheme.STEPPED_DELTA):
+            return self.items
+        if self.partner is None:
+            raise UsageError(f"quantised tensor {self.name} has no partner", expected="a tensor", got=self.scheme.value)
+        add = add_halves if self.scheme is Scheme.SCALED_DELTA else add_steps
+        return add(self.partner.data, self.items, self.exponent)
 
 
 def role_of(name: str, dtype: str, shape: tuple[int, ...]) -> Role:
@@ -159,72 +178,52 @@ def quantise(snapshot: Snapshot, base: Snapshot | None, fidelity: str) -> Snapsh
     return Snapshot(tuple(part.tensor for part in quantise_tensors(snapshot, base, fidelity)), snapshot.scalars)
 
 
-def quantise_tensors(snapshot: Snapshot, base: Snapshot | None, fidelity: str) -> list[Quantised]:
-    """Do the work of `quantise` and return, tensor by tensor, how each value came about."""
+def quantise_tensors(snapshot: Snapshot, base: Snapshot | None, fidelity: str) -> Iterator[Quantised]:
+    """Do the work of `quantise` and yield, tensor by tensor, how each value comes about; raises as `quantise` does."""
     if fidelity not in FIDELITIES:
         raise UsageError("unknown fidelity", expected=" or ".join(FIDELITIES), got=fidelity)
-    partners = [base.partner(t.name, t.dtype, t.shape) if base is not None else None for t in snapshot.tensors]
-    if fidelity == "lossless":
-        return [Quantised(tensor, partner) for tensor, partner in zip(snapshot.tensors, partners, strict=True)]
-    _require_subnormals()
-    with np.errstate(all="ignore"):  # infinities and NaN are looked for, not trapped
-        return [
-            _quantised(tensor, partner, role)
-            for tensor, partner, role in zip(snapshot.tensors, partners, roles_of(snapshot.tensors), strict=True)
-        ]
+    lossless = fidelity == "lossless"
+    if not lossless:
+        _require_subnormals()
+    roles = [Role.EXACT] * len(snapshot.tensors) if lossless else roles_of(snapshot.tensors)
+    return _quantise_each(snapshot.tensors, roles, base)
 
 
-def add_halves(base: Array, halves: Array, exponent: int) -> Array:
-    """Return ``base + half · 2^exponent`` in float32, each operation rounded once (1-D ``<f4``)."""
-    out = np.empty(base.size, "<f4")
-    scale = np.float32(2.0**exponent)
-    with np.errstate(all="ignore"):  # a hostile record may overflow; its digest will not match
-        for start in range(0, base.size, BLOCK):
-            part = from_halves(halves[start : start + BLOCK])
-            part *= scale
-            np.add(base[start : start + BLOCK], part, out=out[start : start + BLOCK])
-    return out
+def _quantise_each(tensors: Iterable[Tensor], roles: Iterable[Role], base: Snapshot | None) -> Iterator[Quantised]:
+    for tensor, role in zip(tensors, roles, strict=True):
+        partner = base.partner(tensor.name, tensor.dtype, tensor.shape) if base is not None else None
+        with np.errstate(all="ignore"):  # infinities and NaN are looked for, not trapped
+            part = _quantised(tensor, partner, role)
+        yield part
 
 
-def scale_halves(halves: Array, exponent: int) -> Array:
-    """Return ``half · 2^exponent`` in float32, rounded once (1-D ``<f4``)."""
-    out = np.empty(halves.size, "<f4")
-    scale = np.float32(2.0**exponent)
-    with np.errstate(all="ignore"):
-        for start in range(0, halves.size, BLOCK):
-            np.multiply(from_halves(halves[start : start + BLOCK]), scale, out=out[start : start + BLOCK])
-    return out
+def _exact(tensor: Tensor, partner: Tensor | None) -> Quantised:
+    part = Quantised(tensor.name, tensor.dtype, tensor.shape, partner, items=tensor.data)
+    part.__dict__["tensor"] = tensor  # whose hash may be known already
+    return part
 
 
 def _quantised(tensor: Tensor, partner: Tensor | None, role: Role) -> Quantised:
-    exact = Quantised(tensor, partner)
     if partner is None or role is Role.EXACT or tensor.data.size == 0:
-        return exact
+        return _exact(tensor, partner)
+    about = (tensor.name, tensor.dtype, tensor.shape, partner)
     if role is Role.SECOND_MOMENT:
         data = round_mantissa(tensor.data)
         # The live values are looked at as well: rounding the bits of a NaN can carry into the sign.
         if not math.isfinite(_largest(tensor.data)) or not math.isfinite(_largest(data)):
-            return exact
-        return Quantised(_with(tensor, data), partner, Scheme.ROUNDED)
+            return _exact(tensor, partner)
+        return Quantised(*about, Scheme.ROUNDED, items=data)
     delta = tensor.data - partner.data if role is Role.WEIGHT else tensor.data
     largest = _largest(delta)  # not finite if an operand has a NaN or an infinity, or if the two are too far apart
     if not math.isfinite(largest):
-        return exact
+        return _exact(tensor, partner)
     if role is Role.WEIGHT and largest == 0:
-        return Quantised(partner, partner, Scheme.UNCHANGED)
+        return Quantised(*about, Scheme.UNCHANGED)
     exponent = _exponent(largest)
     halves = to_halves(delta * np.float32(2.0**-exponent))
-    if role is Role.WEIGHT:
-        data, scheme = add_halves(partner.data, halves, exponent), Scheme.SCALED_DELTA
-    else:
-        data, scheme = scale_halves(halves, exponent), Scheme.SCALED_VALUE
-    if not math.isfinite(_largest(data)):
-        return exact
-    return Quantised(_with(tensor, data), partner, scheme, exponent, halves)
-
-
-def _with(tensor: Tensor, data: Array) -> Tensor:
-    return Tensor(tensor.name, tensor.dtype, tensor.shape, data)
+    scheme = Scheme.SCALED_DELTA if role is Role.WEIGHT else Scheme.SCALED_VALUE
+    part = Quantised(*about, scheme, exponent, halves)
+    return part if math.isfinite(_largest(part.tensor.data)) else _exact(tensor, partner)
 
 
 def _largest(values: Array) -> float:
@@ -237,27 +236,6 @@ def _exponent(largest: float) -> int:
     if largest == 0:
         return 0
     return max(math.frexp(largest)[1] - TOP_EXPONENT, MIN_EXPONENT)
-
-
-def round_mantissa(values: Array) -> Array:
-    """Round float32 (1-D ``<f4``) to 10 bits of mantissa, ties to even; sign and zero are kept, nothing else becomes 0.
-
-    Defined on the bits of NaN and infinities too, where the result means nothing: frames predict from it.
-    """
-    out = np.empty(values.size, "<u4")
-    for start in range(0, values.size, BLOCK):
-        word = bits(values[start : start + BLOCK])
-        magnitude = word & np.uint32(0x7FFFFFFF)
-        rounded = magnitude >> np.uint32(DROPPED_BITS)
-        rounded &= np.uint32(1)
-        rounded += magnitude
-        rounded += np.uint32((1 << (DROPPED_BITS - 1)) - 1)
-        rounded >>= np.uint32(DROPPED_BITS)
-        np.maximum(rounded, magnitude != 0, out=rounded)
-        rounded <<= np.uint32(DROPPED_BITS)
-        rounded |= word & np.uint32(0x80000000)
-        out[start : start + BLOCK] = rounded
-    return out.view("<f4")
 
 
 def _require_subnormals() -> None:

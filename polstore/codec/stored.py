@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from polstore.codec.quantise import MAX_EXPONENT, MIN_EXPONENT
 from polstore.codec.snapshot import CARRIER, carrier_count
+from polstore.codec.values import MAX_EXPONENT, MAX_STEP_EXPONENT, MIN_EXPONENT
 from polstore.errors import MalformedError
 from polstore.wire import canonical
 from polstore.wire.fields import DIGEST_SIZE, Fields
@@ -39,8 +40,8 @@ __all__ = [
 
 TAG = "polstore/snapshot/v1"
 MAX_SCALARS = 16 << 20  # bytes; RNG states and hyperparameters take kilobytes
-MAX_GROUP = 1 << 28  # bytes of a group before compression: what a reader holds besides the tensors themselves
-MAX_GROUPS = 1 << 16  # 16 TiB at the size above
+MAX_GROUP = 1 << 22  # bytes of a group before compression: what a reader decompresses to get at one element
+MAX_GROUPS = 1 << 18  # 1 TiB at the size above
 MAX_RECORD = 256 << 20  # bytes; a tensor takes about 100, so this is far beyond a million of them
 
 
@@ -53,11 +54,24 @@ class Encoding(IntEnum):
     SCALED_DELTA = 3  # float16 bits; times 2^exponent, plus the base's tensor
     SCALED_VALUE = 4  # float16 bits; times 2^exponent
     ROUNDED_DIFFERENCE = 5  # like DIFFERENCE, of float32 without the low 13 bits, against the base's tensor so rounded
+    STEPPED_DELTA = 6  # zigzag of 16-bit steps; times 2^exponent, plus the base's tensor
+    SHORT_VALUE = 7  # float32 without the low 20 bits, its sign last
+    SHORT_DIFFERENCE = 8  # like DIFFERENCE, of float32 and the base's tensor without the low 17 bits
 
 
-NEEDS_BASE = frozenset({Encoding.SAME, Encoding.DIFFERENCE, Encoding.SCALED_DELTA, Encoding.ROUNDED_DIFFERENCE})
-FLOAT32_ONLY = frozenset({Encoding.SCALED_DELTA, Encoding.SCALED_VALUE, Encoding.ROUNDED_DIFFERENCE})
-SCALED = frozenset({Encoding.SCALED_DELTA, Encoding.SCALED_VALUE})
+NEEDS_BASE = frozenset(
+    {
+        Encoding.SAME,
+        Encoding.DIFFERENCE,
+        Encoding.SCALED_DELTA,
+        Encoding.ROUNDED_DIFFERENCE,
+        Encoding.STEPPED_DELTA,
+        Encoding.SHORT_DIFFERENCE,
+    }
+)
+FLOAT32_ONLY = frozenset(Encoding) - {Encoding.SAME, Encoding.EXACT, Encoding.DIFFERENCE}
+SCALED = frozenset({Encoding.SCALED_DELTA, Encoding.SCALED_VALUE, Encoding.STEPPED_DELTA})
+TWO_BYTES = SCALED | {Encoding.SHORT_VALUE, Encoding.SHORT_DIFFERENCE}  # an item; else it is as wide as the carrier's
 FLOATS = frozenset({"float16", "bfloat16", "float32", "float64"})  # differences are between ordered integers
 INTEGERS = frozenset({"int16", "uint16", "int32", "uint32", "int64", "uint64"})
 
@@ -73,7 +87,7 @@ class StoredTensor:
     @property
     def stream(self) -> tuple[Encoding, int]:
         """The stream its elements are part of: the encoding and the bytes of an item there."""
-        if self.encoding in SCALED:
+        if self.encoding in TWO_BYTES:
             return self.encoding, 2
         return self.encoding, np.dtype(CARRIER[self.entry.dtype]).itemsize
 
@@ -81,6 +95,11 @@ class StoredTensor:
     def count(self) -> int:
         """How many items it takes of its stream."""
         return carrier_count(self.entry.dtype, self.entry.shape)
+
+    @property
+    def holds_items(self) -> bool:
+        """Whether it takes any items of its stream."""
+        return self.encoding is not Encoding.SAME and self.count > 0
 
     @property
     def nbytes(self) -> int:
@@ -99,6 +118,8 @@ class StoredTensor:
         if not self.count and self.encoding is not Encoding.EXACT:
             raise MalformedError(f"{what} has no elements", expected="encoding 1", got=int(self.encoding))
         low, high = (MIN_EXPONENT, MAX_EXPONENT) if self.encoding in SCALED else (0, 0)
+        if self.encoding is Encoding.STEPPED_DELTA:
+            high = MAX_STEP_EXPONENT
         if not low <= self.exponent <= high:
             raise MalformedError(f"{what}, exponent", expected=f"{low} to {high}", got=self.exponent)
 
@@ -156,10 +177,12 @@ class StoredSnapshot:
     def __post_init__(self) -> None:
         if len(self.scalars) > MAX_SCALARS:
             raise MalformedError("scalars are too long", expected=f"at most {MAX_SCALARS}", got=len(self.scalars))
+        if len(self.groups) > MAX_GROUPS:
+            raise MalformedError("too many stored groups", expected=f"at most {MAX_GROUPS}", got=len(self.groups))
         wanted: dict[tuple[int, int], int] = {}
         for tensor in self.tensors:
             tensor.check(has_base=self.base is not None)
-            if tensor.encoding is not Encoding.SAME and tensor.count:
+            if tensor.holds_items:
                 wanted[tensor.stream] = wanted.get(tensor.stream, 0) + tensor.count
         got = []
         for stream, groups in groupby(self.groups, key=lambda group: (group.encoding, group.item_size)):
@@ -180,6 +203,38 @@ class StoredSnapshot:
     def nbytes(self) -> int:
         """Size of all tensors once decoded, in bytes."""
         return sum(tensor.nbytes for tensor in self.tensors)
+
+    def row(self, name: str) -> StoredTensor | None:
+        """Return the row of the tensor of that name, if there is one."""
+        return self._rows.get(name)
+
+    def groups_of(self, stream: tuple[Encoding, int]) -> list[StoredGroup]:
+        """Return the groups of a stream, in order."""
+        return self._groups.get(stream, [])
+
+    def offset_of(self, row: StoredTensor) -> int:
+        """Return how many items of its stream come before those of one of the rows."""
+        return self._offsets[row.entry.name]
+
+    @cached_property
+    def _rows(self) -> dict[str, StoredTensor]:
+        return {row.entry.name: row for row in self.tensors}
+
+    @cached_property
+    def _groups(self) -> dict[tuple[int, int], list[StoredGroup]]:
+        groups: dict[tuple[int, int], list[StoredGroup]] = {}
+        for group in self.groups:
+            groups.setdefault((group.encoding, group.item_size), []).append(group)
+        return groups
+
+    @cached_property
+    def _offsets(self) -> dict[str, int]:
+        offsets = {}
+        ends: dict[tuple[int, int], int] = {}
+        for row in self.tensors:
+            offsets[row.entry.name] = ends.get(row.stream, 0)
+            ends[row.stream] = offsets[row.entry.name] + row.count
+        return offsets
 
     @property
     def blobs(self) -> tuple[bytes, ...]:
@@ -219,7 +274,7 @@ def _tensor(value: Value) -> StoredTensor:
     fields = Fields(value, "stored tensor", 3)
     entry = TensorEntry.from_value(fields.value(), "entry of a stored tensor")
     encoding = Encoding(fields.integer("encoding", 0, max(Encoding)))
-    return StoredTensor(entry, encoding, fields.integer("exponent", MIN_EXPONENT, MAX_EXPONENT))
+    return StoredTensor(entry, encoding, fields.integer("exponent", MIN_EXPONENT, MAX_STEP_EXPONENT))
 
 
 def _group(value: Value) -> StoredGroup:

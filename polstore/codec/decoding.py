@@ -1,0 +1,160 @@
+"""Decoding: a snapshot, or one tensor of it, from its record and frames.
+
+Takes a hostile record and hostile frames: sizes are checked before anything is allocated, and the outcome either has
+the digests of the record or is refused. Implements "Stored snapshot" of specs/codec.md, the reader's part. Does no I/O:
+frames are fetched through a function.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from polstore.codec import planes
+from polstore.codec.framing import Unpacker
+from polstore.codec.items import read_values
+from polstore.codec.snapshot import CARRIER, Snapshot, Tensor
+from polstore.codec.stored import NEEDS_BASE, Encoding
+from polstore.errors import MalformedError, MissingError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from polstore.codec.snapshot import Array
+    from polstore.codec.stored import StoredGroup, StoredSnapshot, StoredTensor
+
+__all__ = ["DEFAULT_MAX_BYTES", "decode", "decode_tensor"]
+
+DEFAULT_MAX_BYTES = 64 << 30  # of decoded tensors: a 5 G parameter AdamW state; larger ones are asked for knowingly
+
+
+def decode(
+    stored: StoredSnapshot,
+    base: Snapshot | None,
+    fetch: Callable[[bytes], bytes],
+    *,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+) -> Snapshot:
+    """Rebuild a snapshot from its record and frames.
+
+    Args:
+        stored: the record, possibly hostile.
+        base: the snapshot whose digest is ``stored.base``; None if that is None.
+        fetch: returns a frame's bytes, given their SHA-256; whatever it raises passes through. The bytes need not be
+            checked against the digest: the outcome is.
+        max_bytes: cap on the decoded size of all tensors. Besides these and the base, one group of at most 4 MiB for
+            each pair of encoding and item size in use is held.
+
+    Returns:
+        The snapshot, whose digest is ``stored.state_digest``. Tensors equal to the base's share its arrays.
+
+    Raises:
+        MalformedError: too large, another base than the record names, or frames that do not lead to the digest.
+    """
+    if stored.nbytes > max_bytes:
+        raise MalformedError("stored snapshot is too large", expected=f"at most {max_bytes} bytes", got=stored.nbytes)
+    got = base.digest() if base is not None else None
+    if got != stored.base:
+        raise MalformedError("stored snapshot needs another base", expected=stored.base, got=got)
+    streams: dict[tuple[Encoding, int], _Stream] = {}
+    tensors = []
+    for row in stored.tensors:
+        entry = row.entry
+        partner = base.partner(entry.name, entry.dtype, entry.shape) if base is not None else None
+        if row.holds_items and row.stream not in streams:
+            streams[row.stream] = _Stream(stored.groups_of(row.stream), fetch)
+        tensors.append(_tensor(row, partner, streams.get(row.stream)))
+    return Snapshot(tuple(tensors), stored.scalars)  # the record checked that these entries make its state digest
+
+
+def decode_tensor(
+    stored: StoredSnapshot,
+    name: str,
+    partner: Callable[[str], Tensor | None],
+    fetch: Callable[[bytes], bytes],
+    *,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+) -> Tensor:
+    """Rebuild one tensor of a snapshot and fetch no other frames than those that hold some of it.
+
+    Args:
+        stored: the record, possibly hostile.
+        name: of the tensor.
+        partner: returns the tensor of that name in the base, or None; called only if the encoding needs the base.
+        fetch: as for `decode`.
+        max_bytes: cap on the decoded size of the tensor.
+
+    Returns:
+        The tensor, whose entry is that of the record.
+
+    Raises:
+        MissingError: the snapshot has no such tensor.
+        MalformedError: too large, a base that has no such tensor, or frames that do not lead to the entry's digest.
+    """
+    row = stored.row(name)
+    if row is None:
+        raise MissingError(f"the snapshot has no tensor {name!r}")
+    if row.nbytes > max_bytes:
+        raise MalformedError(f"tensor {name} is too large", expected=f"at most {max_bytes} bytes", got=row.nbytes)
+    found = partner(name) if row.encoding in NEEDS_BASE else None
+    like = found is not None and (found.dtype, found.shape) == (row.entry.dtype, row.entry.shape)
+    stream = _Stream(stored.groups_of(row.stream), fetch, stored.offset_of(row)) if row.holds_items else None
+    return _tensor(row, found if like else None, stream)
+
+
+class _Stream:
+    """Hands out the items of one stream piece by piece and holds one group at a time.
+
+    Args:
+        groups: the stream's groups, in order.
+        fetch: returns a frame by its SHA-256.
+        skipped: items before the first one that is wanted; frames that hold nothing else are not fetched.
+    """
+
+    def __init__(self, groups: Iterable[StoredGroup], fetch: Callable[[bytes], bytes], skipped: int = 0) -> None:
+        self._groups = iter(groups)
+        self._fetch = fetch
+        self._unpacker = Unpacker()
+        self._skipped = skipped
+        self._left: Array = np.empty(0, "|u1")
+
+    def take(self, count: int) -> Iterator[Array]:
+        """Yield the next ``count`` items, at least one, in pieces; the record made sure that they are there."""
+        while count:
+            if not self._left.size:
+                self._left = self._next()
+            piece, self._left = self._left[:count], self._left[count:]
+            count -= piece.size
+            yield piece
+
+    def _next(self) -> Array:
+        group = next(self._groups)
+        while self._skipped >= group.count:
+            self._skipped -= group.count
+            group = next(self._groups)
+        parts = [self._unpacker.unpack(self._fetch(frame.digest), frame, group.count) for frame in group.frames]
+        items = planes.join(parts)[self._skipped :]
+        self._skipped = 0
+        return items
+
+
+def _tensor(row: StoredTensor, partner: Tensor | None, stream: _Stream | None) -> Tensor:
+    """Return the tensor of a row, checked against its entry; raises `MalformedError`."""
+    entry = row.entry
+    if partner is None and row.encoding in NEEDS_BASE:
+        raise MalformedError(f"the base has no tensor like {entry.name}", expected=f"{entry.dtype} {entry.shape}")
+    if row.encoding is Encoding.SAME and partner is not None:
+        data = partner.data
+    else:
+        data = np.empty(row.count, CARRIER[entry.dtype])
+        start = 0
+        for items in stream.take(row.count) if stream is not None else ():
+            block = slice(start, start + items.size)
+            under = None if partner is None else partner.data[block]
+            read_values(row.encoding, entry.dtype, row.exponent, items, under, data[block])
+            start += items.size
+    tensor = Tensor(entry.name, entry.dtype, entry.shape, data)
+    if tensor.entry() != entry:
+        raise MalformedError(f"decoded tensor {entry.name}", expected=entry.digest, got=tensor.entry().digest)
+    return tensor

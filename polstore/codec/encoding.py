@@ -1,0 +1,202 @@
+"""Encoding: a committed snapshot as a record and frames.
+
+Tensors of the same encoding and item size are strung together into a stream, which is cut into groups of about 1 MiB;
+each group is split into byte planes, and each plane becomes one frame. One group is worked on at a time, while it is in
+the cache, and is undone and compared before its frames are handed out. Implements "Stored snapshot" of specs/codec.md,
+the writer's part. Does no I/O: frames are handed out as bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from polstore.codec import planes
+from polstore.codec.framing import Packer
+from polstore.codec.halves import BLOCK
+from polstore.codec.items import read_values, write_items
+from polstore.codec.quantise import Quantised, Scheme, quantise_tensors
+from polstore.codec.snapshot import Array, Snapshot, Tensor, bits
+from polstore.codec.stored import (
+    FLOATS,
+    INTEGERS,
+    SCALED,
+    Encoding,
+    StoredFrame,
+    StoredGroup,
+    StoredSnapshot,
+    StoredTensor,
+)
+from polstore.errors import DamagedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = ["encode", "encode_parts"]
+
+GROUP = 1 << 20  # bytes of a full group: its planes fit the L2 cache, and reading one tensor fetches little else
+
+_OF_SCHEME = {
+    Scheme.SCALED_DELTA: Encoding.SCALED_DELTA,
+    Scheme.SCALED_VALUE: Encoding.SCALED_VALUE,
+    Scheme.STEPPED_DELTA: Encoding.STEPPED_DELTA,
+    Scheme.SHORT_VALUE: Encoding.SHORT_VALUE,
+    Scheme.SHORT_DIFFERENCE: Encoding.SHORT_DIFFERENCE,
+    Scheme.ROUNDED: Encoding.ROUNDED_DIFFERENCE,
+}
+
+
+def encode(
+    snapshot: Snapshot, base: Snapshot | None, fidelity: str
+) -> tuple[StoredSnapshot, dict[bytes, bytes], Snapshot]:
+    """Quantise a live snapshot and encode the result.
+
+    Args:
+        snapshot: the live state.
+        base: the committed snapshot to encode against, or None for a keyframe.
+        fidelity: one of `polstore.codec.quantise.FIDELITIES`.
+
+    Returns:
+        As `encode_parts`; the committed snapshot is ``quantise(snapshot, base, fidelity)``.
+
+    Raises:
+        UsageError: an unknown fidelity.
+        TrainingError: this thread flushes subnormal numbers to zero.
+        MalformedError, DamagedError: as `encode_parts` does.
+    """
+    return encode_parts(quantise_tensors(snapshot, base, fidelity), snapshot.scalars, base)
+
+
+def encode_parts(
+    parts: Iterable[Quantised], scalars: bytes, base: Snapshot | None
+) -> tuple[StoredSnapshot, dict[bytes, bytes], Snapshot]:
+    """Encode tensors that were quantised before.
+
+    Args:
+        parts: the tensors in the order of their names' UTF-8 bytes; taken one by one, and each let go of once it is
+            encoded, so that an iterator can hand out parts that nothing else keeps.
+        scalars: canonical encoding of everything else.
+        base: the committed snapshot whose tensors the parts' partners are; None if no part has one.
+
+    Returns:
+        The record; the frames by the SHA-256 of their bytes; and the committed snapshot, which `decode` gives back.
+
+    Raises:
+        MalformedError: tensors out of order, or scalars or tensors beyond the record's caps.
+        UsageError: a part whose items do not fit its scheme.
+        DamagedError: undoing a step did not give back what was encoded, so memory or the zstd library is at fault.
+    """
+    writer = _Writer()
+    tensors, rows = [], []
+    for part in parts:
+        tensors.append(part.tensor)
+        rows.append(writer.add(part))
+    groups = writer.finish()
+    committed = Snapshot(tuple(tensors), scalars)
+    record = StoredSnapshot(
+        committed.digest(), base.digest() if base is not None else None, scalars, tuple(rows), groups
+    )
+    return record, writer.frames, committed
+
+
+def _encoding_of(part: Quantised) -> Encoding:
+    tensor, partner = part.tensor, part.partner
+    if not tensor.data.size:
+        return Encoding.EXACT  # the one encoding of nothing
+    if partner is not None and _same(tensor.data, partner.data):
+        return Encoding.SAME
+    if part.scheme in _OF_SCHEME:
+        return _OF_SCHEME[part.scheme]
+    return Encoding.EXACT if partner is None or tensor.dtype not in FLOATS | INTEGERS else Encoding.DIFFERENCE
+
+
+def _same(one: Array, other: Array) -> bool:
+    """Say whether two arrays of one size hold the same bits; tensors that differ do so early as a rule."""
+    if one is other:
+        return True
+    left, right = bits(one), bits(other)
+    return all(
+        np.array_equal(left[start : start + BLOCK], right[start : start + BLOCK]) for start in range(0, one.size, BLOCK)
+    )
+
+
+class _Stream:
+    """The items of one encoding and item size that are not yet in a full group."""
+
+    def __init__(self, item_size: int) -> None:
+        self.buffer = np.empty(max(GROUP // item_size, 1), f"<u{item_size}")
+        self.filled = 0
+        self.groups: list[StoredGroup] = []
+
+
+class _Writer:
+    """Takes parts one by one and makes the groups and frames of all streams."""
+
+    def __init__(self) -> None:
+        self.frames: dict[bytes, bytes] = {}
+        self._streams: dict[tuple[Encoding, int], _Stream] = {}
+        self._packer = Packer()
+
+    def add(self, part: Quantised) -> StoredTensor:
+        """Encode a tensor and return its row."""
+        encoding = _encoding_of(part)
+        row = StoredTensor(part.tensor.entry(), encoding, part.exponent if encoding in SCALED else 0)
+        if encoding is Encoding.SAME or not row.count:
+            return row
+        stream = self._streams.setdefault(row.stream, _Stream(row.stream[1]))
+        for elements, room in self._rooms(row, stream):
+            _write(row, part, elements, room)
+        return row
+
+    def finish(self) -> tuple[StoredGroup, ...]:
+        """Return the groups of all streams, in the record's order."""
+        groups: list[StoredGroup] = []
+        for key, stream in sorted(self._streams.items(), key=lambda item: item[0]):
+            self._flush(key, stream)
+            groups += stream.groups
+        return tuple(groups)
+
+    def _rooms(self, row: StoredTensor, stream: _Stream) -> Iterator[tuple[slice, Array]]:
+        """Yield ranges of a tensor's elements with the room for their items, which is filled when asked for more."""
+        start = 0
+        while start < row.count:
+            taken = min(row.count - start, stream.buffer.size - stream.filled)
+            yield slice(start, start + taken), stream.buffer[stream.filled : stream.filled + taken]
+            stream.filled += taken
+            start += taken
+            if stream.filled == stream.buffer.size:
+                self._flush(row.stream, stream)
+
+    def _flush(self, key: tuple[Encoding, int], stream: _Stream) -> None:
+        if not stream.filled:
+            return
+        items = stream.buffer[: stream.filled]
+        split = planes.split(items)
+        if not np.array_equal(planes.join(split), items):
+            raise DamagedError("byte planes do not join to what was split: memory is at fault")
+        found = []
+        for plane in split:
+            frame = self._packer.pack(plane)
+            digest = hashlib.sha256(frame).digest()
+            self.frames[digest] = frame
+            found.append(StoredFrame(digest, len(frame)))
+        stream.groups.append(StoredGroup(*key, items.size, tuple(found)))
+        stream.filled = 0
+
+
+def _write(row: StoredTensor, part: Quantised, elements: slice, out: Array) -> None:
+    """Make the items of a range of elements, and the elements again of those items; raises `DamagedError`."""
+    committed = part.tensor.data[elements]
+    partner = None if part.partner is None else part.partner.data[elements]
+    again = np.empty(min(BLOCK, committed.size), committed.dtype)
+    for start in range(0, committed.size, BLOCK):
+        block = slice(start, start + BLOCK)
+        values, items = committed[block], out[block]
+        under = None if partner is None else partner[block]
+        source = part.items[elements][block] if row.encoding in SCALED and part.items is not None else values
+        write_items(row.encoding, row.entry.dtype, source, under, items)
+        read_values(row.encoding, row.entry.dtype, row.exponent, items, under, again[: values.size])
+        if not np.array_equal(bits(again[: values.size]), bits(values)):
+            raise DamagedError(f"tensor {part.name} does not decode to what was encoded: memory is at fault")
