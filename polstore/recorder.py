@@ -8,7 +8,8 @@
 A step begins when the loop is handed its first batch and ends when the optimizer has stepped; what the loop still does
 before the next batch (a scheduler, averaged weights) belongs to it. At that boundary the state is captured if a
 snapshot is due, and the generators are seeded for the next step. A replay starts a segment without gradients, so they
-are dropped at each snapshot. Loops that a loader cannot show call `Recorder.step` instead.
+are dropped at each snapshot. Encoding, hashing and writing go on in a thread beside the training, one snapshot at a
+time; an error there is raised at the next snapshot or at the end. Loops that a loader cannot show call `Recorder.step`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import torch
 from torch.amp import GradScaler
 
 from polstore.adapters.torch_loader import LoaderTap, Position
+from polstore.background import Background
+from polstore.codec.live.capture import Capture
 from polstore.codec.live.environment import detect
 from polstore.codec.live.randomness import seed_all
 from polstore.codec.live.state import LiveState, hyperparameters, loss_value
@@ -58,7 +61,10 @@ class Recorder:
     ) -> None:
         self._resources = resources  # the open store and its recording lock
         self._writer = writer
+        self._row = writer.row
         self._live = live
+        self._capture = Capture(writer.manifest.fidelity)
+        self._background = Background(f"recording {writer.manifest.run}")
         self._seed = writer.manifest.seed
         self._device = device
         self._environment = detect(device)  # of the segment under way
@@ -122,7 +128,10 @@ class Recorder:
             if kind is None:
                 self._finish()
         finally:
+            failed = self._background.close()
             self._resources.close()
+            if error is not None and failed is not None and failed is not error:
+                error.add_note(f"the snapshot under way could not be written either: {failed}")
 
     def step(self, indices: Sequence[int]) -> None:
         """Begin a step on the samples at ``indices``, in a loop without a loader; the step before has then ended.
@@ -259,13 +268,21 @@ class Recorder:
                 expected="threads and flags as at its first step",
                 got="; ".join(self._environment.differences(now)),
             )
-        row = replace(
-            self._writer.row, epoch=position.epoch, batch=position.batch, number=position.number, complete=False
+        self._row = row = replace(
+            self._row, epoch=position.epoch, batch=position.batch, number=position.number, complete=False
         )
-        captured = self._live.capture(self._step)
         steps = Steps(self._snapshot_step, tuple(self._steps))
-        committed = self._writer.add_segment(self._step, captured, steps, self._environment, row)
-        self._live.write_back(self._step, captured, committed)
+        tensors, scalars = self._live.walk(self._step)
+        if self._writer.base_is_pending:
+            self._background.flush()
+        plan = self._writer.plan(self._step, tuple(sorted(tensors, key=str.encode)))
+        captured = self._capture.take(tensors, scalars, plan.base)
+
+        def write() -> None:
+            captured.wait()
+            self._writer.write(plan, captured.parts, captured.scalars, steps, now, row)
+
+        self._background.put(write)
         self._live.drop_gradients()
         self._steps, self._snapshot_step = [], self._step
 
@@ -282,6 +299,7 @@ class Recorder:
             )
         if self._steps:
             self._snapshot(self._open_position if self._open else self._position())
+        self._background.flush()
         self._writer.finish()
 
 

@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING
 
 from polstore.codec import frames
 from polstore.codec.norms import distances
+from polstore.codec.quantise import base_is_previous, quantise_tensors
+from polstore.codec.snapshot import Snapshot
 from polstore.errors import ExistsError, MalformedError, TrainingError, UsageError
 from polstore.reader import Run
 from polstore.wire.segment import SegmentRecord
 
 if TYPE_CHECKING:
-    from polstore.codec.snapshot import Snapshot
+    from collections.abc import Iterable
+
+    from polstore.codec.quantise import Quantised
     from polstore.run_row import RunRow
     from polstore.storage.store import Store
     from polstore.storage.writer import Writer
@@ -24,39 +28,48 @@ if TYPE_CHECKING:
     from polstore.wire.manifest import Manifest
     from polstore.wire.steps import Steps
 
-__all__ = ["RunWriter"]
+__all__ = ["Plan", "RunWriter"]
 
 KEYFRAME_EVERY = 64  # snapshots to a keyframe: as small as a chain of deltas (2.32 against 2.31), two blobs deep
 
 
 @dataclass(frozen=True)
-class _Key:
-    """The keyframe that snapshots are stored against: its number among the run's snapshots, its step, and itself."""
+class Plan:
+    """A segment that is about to be written.
 
-    number: int
-    step: int
-    snapshot: Snapshot
+    Attributes:
+        index: of the segment, from 0.
+        start_step: its first step.
+        end_step: the step of the snapshot that ends it.
+        base: the committed snapshot that this one is quantised and stored against; None makes a keyframe.
+        base_step: the step of that snapshot.
+    """
 
-    def serves(self, number: int, snapshot: Snapshot) -> bool:
-        """Say whether snapshot ``number`` is stored against this keyframe, or becomes one.
-
-        What has no partner in the base is stored exactly. So when the optimizer makes its state, in its first step as a
-        rule, a keyframe is due: against the initial snapshot, all moments of the snapshots to come would be exact.
-        """
-        return number - self.number < KEYFRAME_EVERY and snapshot.names == self.snapshot.names
+    index: int
+    start_step: int
+    end_step: int
+    base: Snapshot | None
+    base_step: int
 
 
 class RunWriter:
-    """Writes one run. Made by `create` or `resume`; the caller holds the store's recording lock."""
+    """Writes one run. Made by `create` or `resume`; the caller holds the store's recording lock.
+
+    What is planned and what is written are apart: a segment can be planned while the one before it is still being
+    written by another thread, unless `base_is_pending`.
+    """
 
     def __init__(self, store: Store, manifest: Manifest, row: RunRow) -> None:
         self._store = store
         self.manifest = manifest
         self.row = row
-        self._count = 0  # segments so far
-        self._step = 0
-        self._previous: Snapshot | None = None
-        self._key: _Key | None = None
+        self._planned = 0  # segments so far
+        self._planned_step = 0
+        self._key = 0  # the keyframe's number among the run's snapshots
+        self._key_step = 0
+        self._base: Snapshot | None = None  # the keyframe, or the last snapshot where that is the base
+        self._state = b""  # digest of the last snapshot written, and its parameters
+        self._parameters: Snapshot | None = None
 
     @classmethod
     def create(cls, store: Store, manifest: Manifest, row: RunRow, initial: Snapshot, blobs: list[bytes]) -> RunWriter:
@@ -80,7 +93,7 @@ class RunWriter:
             transaction.append_leaf(manifest.run, leaf)
 
         store.write(work)
-        writer._previous, writer._key = committed, _Key(0, 0, committed)
+        writer._note(committed, base=True)
         return writer
 
     @classmethod
@@ -88,57 +101,102 @@ class RunWriter:
         """Go on with a run; returns the writer, the last snapshot and its step. Raises `MissingError`."""
         run = Run(store, name)
         writer = cls(store, run.manifest, run.row)
-        segments = run.segments
-        writer._count = len(segments)
-        writer._step = segments[-1].end_step if segments else 0
-        snapshot = run.state(writer._step)
-        base_step = segments[-1].base_step if segments else None
-        key_step = writer._step if base_step is None else base_step
-        number = run.snapshots.index(key_step)
-        writer._previous = snapshot
-        writer._key = _Key(number, key_step, snapshot if key_step == writer._step else run.state(key_step))
-        return writer, snapshot, writer._step
+        segments, steps = run.segments, run.snapshots
+        writer._planned = len(segments)
+        writer._planned_step = steps[-1]
+        snapshot = run.state(steps[-1])
+        previous = base_is_previous(writer.manifest.fidelity)
+        key = len(segments)
+        if previous:
+            while key and segments[key - 1].base_step is not None:
+                key -= 1
+        elif segments and (base_step := segments[-1].base_step) is not None:
+            key = steps.index(base_step)
+        writer._key, writer._key_step = key, steps[key]
+        writer._note(snapshot, base=True)
+        if not previous and key != len(segments):
+            writer._base = run.state(steps[key])
+        return writer, snapshot, steps[-1]
+
+    @property
+    def base_is_pending(self) -> bool:
+        """Whether the next plan needs the snapshot planned last, so that this one has to be written first."""
+        return self._key == self._planned or base_is_previous(self.manifest.fidelity)
+
+    def plan(self, end_step: int, names: tuple[str, ...]) -> Plan:
+        """Decide what the next snapshot, with tensors of these names, is stored against.
+
+        What has no partner in the base is stored exactly. So when the optimizer makes its state, in its first step as a
+        rule, a keyframe is due: against the initial snapshot, all moments of the snapshots to come would be exact.
+        """
+        if self._base is None:
+            raise UsageError("this run was neither created nor resumed")
+        number = self._planned + 1
+        serves = number - self._key < KEYFRAME_EVERY and names == self._base.names
+        base_step = self._planned_step if base_is_previous(self.manifest.fidelity) else self._key_step
+        plan = Plan(self._planned, self._planned_step, end_step, self._base if serves else None, base_step)
+        self._planned, self._planned_step = number, end_step
+        if not serves:
+            self._key, self._key_step = number, end_step
+        return plan
 
     def add_segment(
         self, end_step: int, captured: Snapshot, steps: Steps, environment: Environment, row: RunRow
     ) -> Snapshot:
-        """Write the segment that ends with ``captured`` and return the committed snapshot.
+        """Write the segment that ends with ``captured`` and return the committed snapshot; raises as `write` does."""
+        plan = self.plan(end_step, captured.names)
+        parts = quantise_tensors(captured, plan.base, self.manifest.fidelity)
+        return self.write(plan, parts, captured.scalars, steps, environment, row)
+
+    def write(
+        self,
+        plan: Plan,
+        parts: Iterable[Quantised],
+        scalars: bytes,
+        steps: Steps,
+        environment: Environment,
+        row: RunRow,
+    ) -> Snapshot:
+        """Write a planned segment and return the committed snapshot that ends it.
 
         Everything that belongs to it goes into the store in one transaction, so a crash leaves all of it or nothing.
         Raises `TrainingError` for what a record cannot hold, a negative sample index for instance.
         """
-        if self._previous is None or self._key is None:
+        if self._parameters is None:
             raise UsageError("this run was neither created nor resumed")
-        base = self._key.snapshot if self._key.serves(self._count + 1, captured) else None
-        stored, blobs, committed = frames.encode(captured, base, self.manifest.fidelity)
+        fidelity, name = self.manifest.fidelity, self.manifest.run
+        stored, blobs, committed = frames.encode_parts(parts, scalars, plan.base)
         steps_blob = _encoded(steps)
         record = SegmentRecord(
-            index=self._count,
-            start_step=self._step,
-            end_step=end_step,
-            start_state=self._previous.digest(),
+            index=plan.index,
+            start_step=plan.start_step,
+            end_step=plan.end_step,
+            start_state=self._state,
             end_state=stored.state_digest,
-            base_step=None if base is None or self.manifest.fidelity == "lossless" else self._key.step,
+            base_step=None if plan.base is None or fidelity == "lossless" else plan.base_step,
             steps=hashlib.sha256(steps_blob).digest(),
             environment=environment,
-            norms=distances(self._previous, committed),
+            norms=distances(self._parameters, committed),
         )
-        leaf, name = _encoded(record), self.manifest.run
+        leaf = _encoded(record)
 
         def work(transaction: Writer) -> None:
             transaction.put_run(name, row.encode())
             transaction.put_blob(steps_blob)
-            _put_snapshot(transaction, name, end_step, stored, blobs)
+            _put_snapshot(transaction, name, plan.end_step, stored, blobs)
             transaction.append_leaf(name, leaf)
 
         self._store.write(work)
         self.row = row
-        self._count += 1
-        self._step = end_step
-        self._previous = committed
-        if base is None:
-            self._key = _Key(self._count, end_step, committed)
+        self._note(committed, base=plan.base is None or base_is_previous(fidelity))
         return committed
+
+    def _note(self, committed: Snapshot, *, base: bool) -> None:
+        """Remember the snapshot written last, as far as the next one needs it."""
+        self._state = committed.digest()
+        self._parameters = Snapshot(tuple(t for t in committed.tensors if t.name.startswith("parameter/")), b"")
+        if base:
+            self._base = committed
 
     def finish(self) -> None:
         """Mark the run as complete."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["distances"]
 
-BLOCK = 1 << 20  # elements converted to float64 at a time: 8 MiB
+BLOCK = 1 << 15  # elements converted to float64 at a time: 256 KiB each, so that all temporaries stay in the cache
 
 
 def distances(start: Snapshot, end: Snapshot) -> Norms:
@@ -36,9 +36,9 @@ def distances(start: Snapshot, end: Snapshot) -> Norms:
     with np.errstate(all="ignore"):  # a diverged run has NaN and infinities, and so have its norms
         for before, after in _pairs(start, end):
             difference = after - before
-            magnitude = np.abs(difference)
-            l1 += float(magnitude.sum())
             squares += float(difference @ difference)
+            magnitude = np.abs(difference, out=difference)
+            l1 += float(magnitude.sum())
             peak = float(magnitude.max())
             largest = peak if math.isnan(peak) or peak > largest else largest
             dot += float(before @ after)

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -31,10 +31,15 @@ __all__ = [
     "Quantised",
     "Role",
     "Scheme",
+    "base_is_previous",
+    "exponent_of",
     "quantise",
+    "quantise_tensor",
     "quantise_tensors",
+    "require_subnormals",
     "role_of",
     "roles_of",
+    "writes_back",
 ]
 
 FIDELITIES = ("float16-writeback", "lossless")
@@ -56,6 +61,22 @@ SECOND_MOMENTS = frozenset(
         "variance",
     }
 )
+
+
+class Named(Protocol):
+    """Whatever has a name, a dtype and a shape, as tensors do."""
+
+    @property
+    def name(self) -> str:
+        """As in `Tensor`."""
+
+    @property
+    def dtype(self) -> str:
+        """As in `Tensor`."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As in `Tensor`."""
 
 
 class Role(Enum):
@@ -144,7 +165,7 @@ def role_of(name: str, dtype: str, shape: tuple[int, ...]) -> Role:
     return Role.EXACT
 
 
-def roles_of(tensors: Iterable[Tensor]) -> list[Role]:
+def roles_of(tensors: Iterable[Named]) -> list[Role]:
     """Return the role of every tensor of a snapshot.
 
     Centred RMSprop divides by sqrt(square_avg - grad_avg²). Rounding either of the two can make the difference negative
@@ -158,6 +179,16 @@ def roles_of(tensors: Iterable[Tensor]) -> list[Role]:
         centred = key == "square_avg" and f"{parent}/grad_avg" in names
         roles.append(Role.EXACT if centred else role_of(tensor.name, tensor.dtype, tensor.shape))
     return roles
+
+
+def writes_back(fidelity: str) -> bool:
+    """Say whether training goes on from the committed values."""
+    return fidelity.endswith("-writeback")
+
+
+def base_is_previous(fidelity: str) -> bool:
+    """Say whether snapshots are to be taken against the one before, where others are taken against a keyframe."""
+    return fidelity == "compact-writeback"
 
 
 def quantise(snapshot: Snapshot, base: Snapshot | None, fidelity: str) -> Snapshot:
@@ -182,19 +213,25 @@ def quantise_tensors(snapshot: Snapshot, base: Snapshot | None, fidelity: str) -
     """Do the work of `quantise` and yield, tensor by tensor, how each value comes about; raises as `quantise` does."""
     if fidelity not in FIDELITIES:
         raise UsageError("unknown fidelity", expected=" or ".join(FIDELITIES), got=fidelity)
-    lossless = fidelity == "lossless"
-    if not lossless:
-        _require_subnormals()
-    roles = [Role.EXACT] * len(snapshot.tensors) if lossless else roles_of(snapshot.tensors)
-    return _quantise_each(snapshot.tensors, roles, base)
+    if fidelity != "lossless":
+        require_subnormals()
+    return _quantise_each(snapshot.tensors, roles_of(snapshot.tensors), base, fidelity)
 
 
-def _quantise_each(tensors: Iterable[Tensor], roles: Iterable[Role], base: Snapshot | None) -> Iterator[Quantised]:
+def _quantise_each(
+    tensors: Iterable[Tensor], roles: Iterable[Role], base: Snapshot | None, fidelity: str
+) -> Iterator[Quantised]:
     for tensor, role in zip(tensors, roles, strict=True):
         partner = base.partner(tensor.name, tensor.dtype, tensor.shape) if base is not None else None
-        with np.errstate(all="ignore"):  # infinities and NaN are looked for, not trapped
-            part = _quantised(tensor, partner, role)
-        yield part
+        yield quantise_tensor(tensor, partner, role, fidelity)
+
+
+def quantise_tensor(tensor: Tensor, partner: Tensor | None, role: Role, fidelity: str) -> Quantised:
+    """Say how one tensor's committed values come about; the role is that of `roles_of`."""
+    if fidelity == "lossless":
+        return _exact(tensor, partner)
+    with np.errstate(all="ignore"):  # infinities and NaN are looked for, not trapped
+        return _quantised(tensor, partner, role)
 
 
 def _exact(tensor: Tensor, partner: Tensor | None) -> Quantised:
@@ -219,7 +256,7 @@ def _quantised(tensor: Tensor, partner: Tensor | None, role: Role) -> Quantised:
         return _exact(tensor, partner)
     if role is Role.WEIGHT and largest == 0:
         return Quantised(*about, Scheme.UNCHANGED)
-    exponent = _exponent(largest)
+    exponent = exponent_of(largest)
     halves = to_halves(delta * np.float32(2.0**-exponent))
     scheme = Scheme.SCALED_DELTA if role is Role.WEIGHT else Scheme.SCALED_VALUE
     part = Quantised(*about, scheme, exponent, halves)
@@ -231,14 +268,14 @@ def _largest(values: Array) -> float:
     return max(float(values.max()), -float(values.min()))
 
 
-def _exponent(largest: float) -> int:
+def exponent_of(largest: float) -> int:
     """Return e such that ``largest · 2^-e`` lies in [2^14, 2^15), but at least `MIN_EXPONENT`; 0 for zero."""
     if largest == 0:
         return 0
     return max(math.frexp(largest)[1] - TOP_EXPONENT, MIN_EXPONENT)
 
 
-def _require_subnormals() -> None:
+def require_subnormals() -> None:
     """Refuse to work in a thread in which subnormal numbers count as zero (torch.set_flush_denormal, -ffast-math)."""
     smallest = np.array([1], "<u4").view("<f4")
     normal = np.array([2.0**-126], "<f4")

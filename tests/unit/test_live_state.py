@@ -12,6 +12,7 @@ from torch import nn
 
 from polstore.codec.live import environment
 from polstore.codec.live.arrays import to_host, to_torch
+from polstore.codec.live.capture import Capture
 from polstore.codec.live.state import LiveState, hyperparameters, loss_value
 from polstore.codec.norms import distances
 from polstore.codec.quantise import quantise
@@ -107,16 +108,15 @@ def test_everything_has_its_name():
     } <= names
 
 
-def test_writing_back_makes_the_live_state_the_committed_one():
+def test_capturing_makes_the_live_state_the_committed_one():
     one = training()
     live = LiveState(*one)
     base = live.capture(0)
     train(*one)
-    captured = live.capture(3)
-    committed = quantise(captured, base, "float16-writeback")
-    assert committed.digest() != captured.digest()
-    live.write_back(3, captured, committed)
-    assert live.capture(3).digest() == committed.digest()
+    before = live.capture(3)
+    captured = Capture("float16-writeback").take(*live.walk(3), base)
+    assert captured.committed.digest() == quantise(before, base, "float16-writeback").digest() != before.digest()
+    assert live.capture(3).digest() == captured.committed.digest()
     assert one[0].conv.weight.is_contiguous(memory_format=torch.channels_last)
     assert one[0].turned.stride() == (1, 3)
 

@@ -36,6 +36,8 @@ def dtype_name(path: str, tensor: torch.Tensor) -> str:
 
 def raw_bytes(tensor: torch.Tensor) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
     """Return a private copy of a tensor's elements in row-major order as bytes, shape ``(nbytes,)``."""
+    if not tensor.numel():  # an empty tensor may have a stride that no view as bytes allows
+        return np.empty(0, np.uint8)
     flat = tensor.detach().to("cpu", copy=True).contiguous().reshape(-1)
     array: np.ndarray[tuple[int], np.dtype[np.uint8]] = flat.view(torch.uint8).numpy()
     return array

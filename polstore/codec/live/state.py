@@ -48,17 +48,29 @@ class LiveState:
 
     def capture(self, step: int) -> Snapshot:
         """Copy the whole state after ``step`` steps into a snapshot on the host; raises `TrainingError`."""
-        live, scalars = self._walk(step)
+        live, scalars = self.walk(step)
         tensors = [to_host(name, live[name]) for name in sorted(live, key=str.encode)]
         return Snapshot(tuple(tensors), scalars)
 
-    def write_back(self, step: int, captured: Snapshot, committed: Snapshot) -> None:
-        """Copy what quantisation changed of a captured snapshot into the live objects: training goes on from there."""
-        live, _ = self._walk(step)
-        with torch.no_grad():
-            for before, after in zip(captured.tensors, committed.tensors, strict=True):
-                if after.data is not before.data:
-                    live[after.name].copy_(to_torch(after))
+    def walk(self, step: int) -> tuple[dict[str, torch.Tensor], bytes]:
+        """Return every live tensor by name, and the canonical scalars; raises `TrainingError`."""
+        live: dict[str, torch.Tensor] = {}
+
+        def add(name: str, tensor: torch.Tensor) -> Value:
+            if name in live:
+                raise TrainingError("two tensors of the state have the same name", expected="different names", got=name)
+            dtype_name(name, tensor)
+            live[name] = tensor
+            return name
+
+        for name, parameter in self.model.named_parameters():
+            add(f"parameter/{name}", parameter)
+        for name, buffer in self.model.named_buffers():
+            add(f"buffer/{name}", buffer)
+        optimizer = flatten(self._optimizer_state(), "optimizer", add)
+        extras = flatten({name: extra.state_dict() for name, extra in self.extras.items()}, "extra", add)
+        self._require_whole(live)
+        return live, canonical.encode((TAG, step, optimizer, extras))
 
     def restore(self, snapshot: Snapshot) -> int:
         """Make the live objects equal to ``snapshot`` and return its step.
@@ -105,26 +117,6 @@ class LiveState:
 
     def _optimized(self) -> list[torch.Tensor]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-
-    def _walk(self, step: int) -> tuple[dict[str, torch.Tensor], bytes]:
-        """Return every live tensor by name, and the canonical scalars."""
-        live: dict[str, torch.Tensor] = {}
-
-        def add(name: str, tensor: torch.Tensor) -> Value:
-            if name in live:
-                raise TrainingError("two tensors of the state have the same name", expected="different names", got=name)
-            dtype_name(name, tensor)
-            live[name] = tensor
-            return name
-
-        for name, parameter in self.model.named_parameters():
-            add(f"parameter/{name}", parameter)
-        for name, buffer in self.model.named_buffers():
-            add(f"buffer/{name}", buffer)
-        optimizer = flatten(self._optimizer_state(), "optimizer", add)
-        extras = flatten({name: extra.state_dict() for name, extra in self.extras.items()}, "extra", add)
-        self._require_whole(live)
-        return live, canonical.encode((TAG, step, optimizer, extras))
 
     def _require_whole(self, live: Mapping[str, torch.Tensor]) -> None:
         """Require that nothing the optimizer changes is left out, and that no memory belongs to two parts of the state.

@@ -1,0 +1,80 @@
+"""One thread beside the training: jobs are done in order, at most one waits, and putting another blocks until it began.
+
+An error ends the work: it is raised at the next call here, and jobs after it are not done. Knows nothing of runs.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Background"]
+
+
+class Background:
+    """Does jobs in a thread that starts with the first one. To be called from one thread."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._waiting: deque[Callable[[], object]] = deque()
+        self._busy = False
+        self._closing = False
+        self._error: BaseException | None = None
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def put(self, job: Callable[[], object]) -> None:
+        """Have a job done after those before it; raises the error of an earlier one instead."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._waiting)
+            self._raise()
+            if self._thread is None:  # a daemon: whoever forgets to close must still be able to leave the program
+                self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+                self._thread.start()
+            self._waiting.append(job)
+            self._changed.notify_all()
+
+    def flush(self) -> None:
+        """Wait until all jobs are done; raises the error of one that failed."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._waiting and not self._busy)
+            self._raise()
+
+    def close(self) -> BaseException | None:
+        """Wait until all jobs are done, end the thread, and return the error of a job that failed."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+        return self._error
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closing)
+                if not self._waiting:
+                    return
+                job = self._waiting.popleft()
+                self._busy = True
+                self._changed.notify_all()
+            error = None
+            try:
+                job()
+            except BaseException as caught:  # noqa: BLE001 - whatever it is, the thread that trains has to hear of it
+                error = caught
+            del job  # and with it the captured state
+            with self._changed:
+                self._busy = False
+                if error is not None:
+                    self._error = error
+                    self._waiting.clear()
+                self._changed.notify_all()

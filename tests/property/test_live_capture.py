@@ -1,0 +1,98 @@
+"""The fused capture against the reference implementation of quantisation, bit for bit."""
+
+from __future__ import annotations
+
+import hypothesis.extra.numpy as hnp
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polstore.codec.live import capture
+from polstore.codec.quantise import FIDELITIES, quantise, writes_back
+from polstore.codec.snapshot import Snapshot, Tensor, bits
+
+KEYS = ("parameter/w{}", "optimizer/w{}/exp_avg", "optimizer/w{}/exp_avg_sq", "optimizer/w{}/other", "buffer/b{}")
+SCALARS = b"\x90"
+
+
+@st.composite
+def states(draw):
+    """A base and a live state whose tensors have few distinct magnitudes, so that all branches are met."""
+    count = draw(st.integers(1, 4))
+    kind = draw(st.sampled_from(("ordinary", "any bits", "mixed")))
+    tensors = {}
+    for number in range(count):
+        name = draw(st.sampled_from(KEYS)).format(number)
+        size = draw(st.integers(0, 40))
+        exponent = draw(st.integers(-149, 127))
+        pair = []
+        for _ in range(2):
+            if kind == "any bits" or (kind == "mixed" and number == 0):
+                words = draw(hnp.arrays("<u4", size))
+                pair.append(words.view("<f4"))
+            else:
+                mantissas = draw(hnp.arrays("<f4", size, elements=st.floats(-1, 1, width=32)))
+                pair.append((mantissas.astype("f8") * 2.0**exponent).astype("<f4"))
+        if draw(st.booleans()):
+            pair[1] = pair[0].copy()
+        tensors[name] = pair
+    return tensors, draw(st.sampled_from((1, 7, 64)))
+
+
+def snapshot(arrays):
+    ordered = sorted(arrays, key=str.encode)
+    return Snapshot(
+        tuple(Tensor(name, "float32", (arrays[name].size,), arrays[name].copy()) for name in ordered), SCALARS
+    )
+
+
+@pytest.mark.parametrize("fidelity", FIDELITIES)
+@settings(deadline=None, max_examples=100)
+@given(drawn=states())
+def test_the_capture_gives_the_bits_of_the_reference(fidelity, drawn):
+    pairs, block = drawn
+    base = snapshot({name: pair[0] for name, pair in pairs.items()})
+    before = snapshot({name: pair[1] for name, pair in pairs.items()})
+    live = {name: torch.from_numpy(pair[1].copy()) for name, pair in pairs.items()}
+    expected = quantise(before, base, fidelity)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(capture.BLOCK, "cpu", block)
+        captured = capture.Capture(fidelity).take(live, SCALARS, base)
+    for wanted, got in zip(expected.tensors, captured.committed.tensors, strict=True):
+        assert np.array_equal(bits(wanted.data), bits(got.data)), wanted.name
+    left = expected if writes_back(fidelity) else before
+    for wanted in left.tensors:
+        assert np.array_equal(bits(wanted.data), bits(live[wanted.name].numpy())), wanted.name
+
+
+def test_capturing_again_and_again_follows_a_base_that_changes():
+    taker = capture.Capture("float16-writeback")
+    generator = np.random.default_rng(1)
+    live = {"parameter/w": torch.zeros(100), "optimizer/w/exp_avg": torch.zeros(100)}
+    base = taker.take(live, SCALARS, None).committed
+    for number in range(4):
+        for tensor in live.values():
+            tensor += torch.from_numpy(generator.standard_normal(100).astype("f4"))
+        expected = quantise(
+            snapshot({name: tensor.numpy() for name, tensor in live.items()}), base, "float16-writeback"
+        )
+        got = taker.take(live, SCALARS, base).committed
+        assert got.digest() == expected.digest()
+        if number == 1:
+            base = got
+
+
+def test_strided_tensors_are_written_back_where_they_are():
+    values = torch.arange(12, dtype=torch.float32).reshape(3, 4)
+    live = values.t().clone(memory_format=torch.preserve_format)
+    assert not live.is_contiguous()
+    base = Snapshot((Tensor("parameter/w", "float32", (4, 3), values.t().contiguous().numpy().ravel()),), SCALARS)
+    live += torch.linspace(0, 1e-3, 12).reshape(3, 4).t()
+    before = live.contiguous().numpy().ravel().copy()
+    wanted = quantise(Snapshot((Tensor("parameter/w", "float32", (4, 3), before),), SCALARS), base, "float16-writeback")
+    got = capture.Capture("float16-writeback").take({"parameter/w": live}, SCALARS, base).committed
+    assert got.digest() == wanted.digest()
+    assert np.array_equal(live.contiguous().numpy().ravel(), wanted.tensors[0].data)
+    assert live.stride() == (1, 4)

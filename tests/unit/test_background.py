@@ -1,0 +1,64 @@
+"""The thread beside the training."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from polstore.background import Background
+
+
+def test_jobs_are_done_in_order():
+    done = []
+    background = Background("test")
+    for number in range(50):
+        background.put(lambda number=number: done.append(number))
+    background.flush()
+    assert done == list(range(50))
+    assert background.close() is None
+
+
+def test_one_job_waits_and_putting_another_blocks_until_it_began():
+    first, entered, put = threading.Event(), threading.Event(), threading.Event()
+    background = Background("test")
+
+    def busy():
+        entered.set()
+        first.wait()
+
+    background.put(busy)
+    entered.wait()
+    background.put(lambda: None)  # waits behind the first, which is at work
+    other = threading.Thread(target=lambda: (background.put(lambda: None), put.set()))
+    other.start()
+    assert not put.wait(0.1)
+    first.set()
+    assert put.wait(10)
+    other.join()
+    assert background.close() is None
+
+
+def test_an_error_is_raised_at_every_later_call_and_ends_the_work():
+    done = []
+    background = Background("test")
+
+    def fail():
+        raise OSError("no room")
+
+    background.put(fail)
+    with pytest.raises(OSError, match="no room"):
+        background.flush()
+    with pytest.raises(OSError, match="no room"):
+        background.put(lambda: done.append(1))
+    assert isinstance(background.close(), OSError)
+    assert not done
+
+
+def test_closing_without_a_job_and_closing_finishes_what_waits():
+    assert Background("test").close() is None
+    done = []
+    background = Background("test")
+    background.put(lambda: done.append(1))
+    assert background.close() is None
+    assert done == [1]
