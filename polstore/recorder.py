@@ -273,8 +273,7 @@ class Recorder:
         )
         steps = Steps(self._snapshot_step, tuple(self._steps))
         tensors, scalars = self._live.walk(self._step)
-        if self._writer.base_is_pending:
-            self._background.flush()
+        self._background.flush()  # the last snapshot has to be through before its memory is used again
         plan = self._writer.plan(self._step, tuple(sorted(tensors, key=str.encode)))
         captured = self._capture.take(tensors, scalars, plan.base)
 

@@ -55,8 +55,8 @@ class Plan:
 class RunWriter:
     """Writes one run. Made by `create` or `resume`; the caller holds the store's recording lock.
 
-    What is planned and what is written are apart: a segment can be planned while the one before it is still being
-    written by another thread, unless `base_is_pending`.
+    A segment is planned, captured and then written, perhaps by another thread; the one before it must be through by
+    the time a segment is planned.
     """
 
     def __init__(self, store: Store, manifest: Manifest, row: RunRow) -> None:
@@ -117,11 +117,6 @@ class RunWriter:
         if not previous and key != len(segments):
             writer._base = run.state(steps[key])
         return writer, snapshot, steps[-1]
-
-    @property
-    def base_is_pending(self) -> bool:
-        """Whether the next plan needs the snapshot planned last, so that this one has to be written first."""
-        return self._key == self._planned or base_is_previous(self.manifest.fidelity)
 
     def plan(self, end_step: int, names: tuple[str, ...]) -> Plan:
         """Decide what the next snapshot, with tensors of these names, is stored against.

@@ -36,14 +36,14 @@ def distances(start: Snapshot, end: Snapshot) -> Norms:
     with np.errstate(all="ignore"):  # a diverged run has NaN and infinities, and so have its norms
         for before, after in _pairs(start, end):
             difference = after - before
-            squares += float(difference @ difference)
+            squares += _dot(difference, difference)
             magnitude = np.abs(difference, out=difference)
             l1 += float(magnitude.sum())
             peak = float(magnitude.max())
             largest = peak if math.isnan(peak) or peak > largest else largest
-            dot += float(before @ after)
-            start_squares += float(before @ before)
-            end_squares += float(after @ after)
+            dot += _dot(before, after)
+            start_squares += _dot(before, before)
+            end_squares += _dot(after, after)
     scale = math.sqrt(start_squares) * math.sqrt(end_squares)
     return Norms(l1, math.sqrt(squares), largest, 1.0 - dot / scale if scale else 0.0)
 
@@ -59,6 +59,11 @@ def _pairs(start: Snapshot, end: Snapshot) -> Iterator[tuple[Array, Array]]:
         for first in range(0, before.data.size, BLOCK):
             block = slice(first, first + BLOCK)
             yield _wide(before, block), _wide(after, block)
+
+
+def _dot(one: Array, other: Array) -> float:
+    """Return the inner product, computed in this thread: a BLAS would wake threads of its own beside the training's."""
+    return float(np.einsum("i,i->", one, other))
 
 
 def _is_float(tensor: Tensor) -> bool:
