@@ -81,6 +81,7 @@ def record(
     fidelity: str = FIDELITIES[0],
     dataset: Any = None,
     resume: bool = False,
+    sync: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> Recorder:
     """Record an ordinary training loop; use the result as a context manager around it.
@@ -101,6 +102,7 @@ def record(
         fidelity: ``float16-writeback`` or ``lossless``.
         dataset: what to commit to; the loader's dataset if None.
         resume: go on from the run's last snapshot, which is put into the live objects; begin if there is no such run.
+        sync: whether a snapshot counts only when the device has it; see `polstore.storage.store.open_store`.
         progress: told (samples hashed, samples in all).
 
     Raises:
@@ -125,7 +127,7 @@ def record(
         device=device,
     )
     data = dataset if dataset is not None else loader.dataset if loader is not None else None
-    return _start(Path(store), live, loader, data, declaration, resume=resume, progress=progress)
+    return _start(Path(store), live, loader, data, declaration, resume=resume, sync=sync, progress=progress)
 
 
 def record_recipe(
@@ -139,6 +141,7 @@ def record_recipe(
     fidelity: str = FIDELITIES[0],
     device: str = "cpu",
     resume: bool = False,
+    sync: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Recorder, Training, LoadedRecipe]:
     """Build what a recipe describes and begin to record it; the initial state then follows from the seed.
@@ -162,7 +165,14 @@ def record_recipe(
         device=device,
     )
     recorder = _start(
-        Path(store), live, training.loader, training.loader.dataset, declaration, resume=resume, progress=progress
+        Path(store),
+        live,
+        training.loader,
+        training.loader.dataset,
+        declaration,
+        resume=resume,
+        sync=sync,
+        progress=progress,
     )
     return recorder, training, loaded
 
@@ -237,10 +247,11 @@ def _start(
     declaration: _Declaration,
     *,
     resume: bool,
+    sync: bool,
     progress: Callable[[int, int], None] | None,
 ) -> Recorder:
     with ExitStack() as stack:
-        store = stack.enter_context(open_store(path, create=True))
+        store = stack.enter_context(open_store(path, create=True, sync=sync))
         stack.enter_context(store.exclusive())
         report = progress or (lambda _done, _all: None)
         with store.read() as view:

@@ -67,6 +67,13 @@ def record(
     fidelity: Annotated[str, typer.Option(metavar="F", help="float16-writeback or lossless.")] = "float16-writeback",
     device: Annotated[str, typer.Option(metavar="D", help="Where to train: cpu, cuda, cuda:1.")] = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last snapshot, if there is one.")] = False,
+    sync: Annotated[
+        bool,
+        typer.Option(
+            "--sync/--no-sync",
+            help="Whether a snapshot counts only once the device has it; if not, a power failure can harm the store.",
+        ),
+    ] = True,
     seed: Annotated[
         int | None, typer.Option(metavar="N", help="Number to derive all randomness from; fresh if left out.")
     ] = None,
@@ -97,6 +104,7 @@ def record(
             fidelity=fidelity,
             device=device,
             resume=resume,
+            sync=sync,
             progress=lambda done, total: progress("hashing samples", done, total),
         )
         with recorder:

@@ -67,9 +67,7 @@ def _items(encoding: Encoding, dtype: str, source: Array, partner: Array | None)
     return planes.zigzag(_integers(pattern, dtype) - _integers(bits(partner), dtype))
 
 
-def read_values(
-    encoding: Encoding, dtype: str, exponent: int, items: Array, partner: Array | None, out: Array
-) -> None:
+def read_values(encoding: Encoding, dtype: str, exponent: int, items: Array, partner: Array | None, out: Array) -> None:
     """Make the values of a range of elements; defined for all items, hostile ones too.
 
     Args:

@@ -3,8 +3,9 @@
 A full map poisons the transaction: `Environment.transact` aborts, grows the map, and runs the work again; it also
 follows a map that another process has grown. The map may be replaced only while no transaction of this process is
 open, and LMDB does not check that: all are counted, a growing writer waits for the others, and new ones wait for it. A
-data file that was cut short would kill the process with SIGBUS: its length is checked when it is opened. Every
-transaction is synced to the device before it counts. That no environment is opened twice is `registry`'s part.
+data file that was cut short would kill the process with SIGBUS: its length is checked when it is opened. Unless asked
+otherwise, every transaction is synced to the device before it counts. That no environment is opened twice is the part
+of `registry`.
 """
 
 from __future__ import annotations
@@ -43,12 +44,14 @@ class Environment:
     Attributes:
         path: directory of the store.
         writable: whether the files may be written; a `Store` opened for reading refuses to in any case.
+        sync: whether a transaction waits for the device; without it, closing does.
         key: what identifies the data file, by device and inode.
         users: open stores and transactions; guarded by the registry's lock.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, sync: bool) -> None:
         self.path = path
+        self.sync = sync
         self.process = os.getpid()
         self.users = 0
         self._data = path / DATA_FILE
@@ -57,7 +60,7 @@ class Environment:
         self._resizing = False
         self._writing = threading.Lock()
         with wrapped(path):
-            self.writable, self._lmdb = open_files(path)
+            self.writable, self._lmdb = open_files(path, sync=sync)
             self.key = file_key(self._data)
         try:
             with wrapped(path):
@@ -71,6 +74,9 @@ class Environment:
     def close(self) -> None:
         """Close the files; in a forked child do nothing."""
         if os.getpid() == self.process:
+            if self.writable and not self.sync:
+                with wrapped(self.path):
+                    self._lmdb.sync(force=True)
             self._lmdb.close()
 
     def is_empty(self) -> bool:

@@ -31,11 +31,23 @@ def file_key(path: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def open_files(path: Path) -> tuple[bool, lmdb.Environment]:
-    """Open the files for writing where that is permitted, else for reading; return whether for writing."""
+def open_files(path: Path, *, sync: bool) -> tuple[bool, lmdb.Environment]:
+    """Open the files for writing where that is permitted, else for reading; return whether for writing.
+
+    Without ``sync`` a commit hands its pages to the operating system and does not wait for the device.
+    """
     data, lock = path / DATA_FILE, path / LOCK_FILE
     size = 0 if data.exists() and data.stat().st_size else INITIAL_MAP  # 0: the size stored in the file
-    opened = partial(lmdb.Environment, str(path), map_size=size, max_readers=MAX_READERS, mode=FILE_MODE, create=False)
+    opened = partial(
+        lmdb.Environment,
+        str(path),
+        map_size=size,
+        max_readers=MAX_READERS,
+        mode=FILE_MODE,
+        create=False,
+        sync=sync,
+        metasync=sync,
+    )
     permitted = [path] + [file for file in (data, lock) if file.exists()]
     if all(os.access(file, os.W_OK) for file in permitted):
         _reserve(lock)

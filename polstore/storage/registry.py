@@ -24,8 +24,11 @@ _registry_lock = threading.Lock()
 _inherited: list[Environment] = []  # of the parent process; kept so that nothing of them is ever finalised here
 
 
-def acquire(path: Path) -> Environment:
-    """Return the environment of a store directory, opened at most once per process; the caller must `release` it."""
+def acquire(path: Path, *, sync: bool) -> Environment:
+    """Return the environment of a store directory, opened at most once per process; the caller must `release` it.
+
+    Whoever opens it first decides about ``sync``.
+    """
     with _registry_lock:
         data = path / DATA_FILE
         key = file_key(data) if data.exists() else None
@@ -34,7 +37,7 @@ def acquire(path: Path) -> Environment:
                 check_process(inherited.process, path)
         environment = _registry.get(key) if key is not None else None
         if environment is None:
-            environment = Environment(path)
+            environment = Environment(path, sync=sync)
             _registry[environment.key] = environment
         environment.users += 1
         return environment

@@ -126,20 +126,22 @@ class Store:
             registry.release(self._environment)
 
 
-def open_store(path: Path | str, *, create: bool = False, readonly: bool = False) -> Store:
+def open_store(path: Path | str, *, create: bool = False, readonly: bool = False, sync: bool = True) -> Store:
     """Open a store.
 
     Args:
         path: its directory.
         create: make it when there is none; the directory must be missing or empty.
         readonly: refuse to write. Read-only media need it.
+        sync: whether a write waits until the device has it. Without, nothing is lost when the program dies, but a crash
+            of the system or a power failure before the store is closed may lose what was written, or damage the store.
 
     Raises:
         MissingError: no store there, and ``create`` is false.
         ExistsError: with ``create``, something is there that is no store.
         DamagedError: not the version that this program knows, or files that cannot be right.
         CallerError: the files may not be read, or written.
-        UsageError: ``create`` with ``readonly``, or a store that was open before a fork.
+        UsageError: ``create`` with ``readonly``, a store that was open before a fork, or one that is open without sync.
     """
     if create and readonly:
         raise UsageError("a store cannot be created for reading only")
@@ -156,12 +158,14 @@ def open_store(path: Path | str, *, create: bool = False, readonly: bool = False
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of symbolic links
         failure = error if isinstance(error, OSError) else OSError(str(error))
         raise file_error(failure, f"store {path}") from error
-    opened = registry.acquire(path)
+    opened = registry.acquire(path, sync=sync or readonly)
     try:
         if not made:
             if not opened.is_empty():
                 raise ExistsError(f"{path} holds LMDB data that is not a store's")
             write_atomic(path / VERSION_FILE, VERSION.encode("ascii"))
+        if sync and not opened.sync and not readonly:
+            raise UsageError(f"store {path} is open in this process without sync", expected="sync", got="none")
         if not opened.writable and not readonly:
             raise CallerError(f"store {path} may not be written; open it for reading only")
         return Store(path, opened, readonly=readonly)

@@ -823,3 +823,29 @@ def wait_until(condition):
             return
         time.sleep(0.01)
     raise AssertionError("waited in vain")
+
+
+def test_without_sync_nothing_is_lost_when_the_program_dies(tmp_path):
+    path = tmp_path / "store"
+    program = f"""
+import os
+from polstore.storage.store import open_store
+store = open_store({str(path)!r}, create=True, sync=False)
+print(store.write(lambda transaction: transaction.put_blob(b"x" * 100000)).hex(), flush=True)
+os.kill(os.getpid(), 9)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == -9
+    with open_store(path) as store, store.read() as view:
+        assert view.get_blob(bytes.fromhex(done.stdout.strip())) == b"x" * 100000
+
+
+def test_a_store_that_is_open_without_sync_is_not_written_to_by_who_counts_on_it(tmp_path):
+    path = tmp_path / "store"
+    with open_store(path, create=True, sync=False):
+        with pytest.raises(UsageError, match="without sync"):
+            open_store(path)
+        with open_store(path, readonly=True) as reader, reader.read() as view:
+            assert view.runs() == []
+    with open_store(path), open_store(path, sync=False) as careful:  # the first one decides, to the safe side
+        careful.write(lambda transaction: transaction.put_blob(b"y"))
