@@ -7,11 +7,11 @@ frames are fetched through a function.
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from polstore.codec import planes
 from polstore.codec.framing import Unpacker
 from polstore.codec.items import read_values
 from polstore.codec.snapshot import CARRIER, Snapshot, Tensor
@@ -64,7 +64,7 @@ def decode(
         partner = base.partner(entry.name, entry.dtype, entry.shape) if base is not None else None
         if row.holds_items and row.stream not in streams:
             streams[row.stream] = _Stream(stored.groups_of(row.stream), fetch)
-        tensors.append(_tensor(row, partner, streams.get(row.stream)))
+        tensors.append(_tensor(row, partner, streams[row.stream] if row.holds_items else None))
     return Snapshot(tuple(tensors), stored.scalars)  # the record checked that these entries make its state digest
 
 
@@ -133,8 +133,7 @@ class _Stream:
         while self._skipped >= group.count:
             self._skipped -= group.count
             group = next(self._groups)
-        parts = [self._unpacker.unpack(self._fetch(frame.digest), frame, group.count) for frame in group.frames]
-        items = planes.join(parts)[self._skipped :]
+        items = self._unpacker.unpack(group, self._fetch)[self._skipped :]
         self._skipped = 0
         return items
 
@@ -146,15 +145,25 @@ def _tensor(row: StoredTensor, partner: Tensor | None, stream: _Stream | None) -
         raise MalformedError(f"the base has no tensor like {entry.name}", expected=f"{entry.dtype} {entry.shape}")
     if row.encoding is Encoding.SAME and partner is not None:
         data = partner.data
+    elif stream is None:
+        data = np.empty(0, CARRIER[entry.dtype])
     else:
-        data = np.empty(row.count, CARRIER[entry.dtype])
-        start = 0
-        for items in stream.take(row.count) if stream is not None else ():
-            block = slice(start, start + items.size)
-            under = None if partner is None else partner.data[block]
-            read_values(row.encoding, entry.dtype, row.exponent, items, under, data[block])
-            start += items.size
+        data = _read(row, None if partner is None else partner.data, stream)
     tensor = Tensor(entry.name, entry.dtype, entry.shape, data)
     if tensor.entry() != entry:
         raise MalformedError(f"decoded tensor {entry.name}", expected=entry.digest, got=tensor.entry().digest)
     return tensor
+
+
+def _read(row: StoredTensor, partner: Array | None, stream: _Stream) -> Array:
+    """Return the values of a tensor that takes items of a stream, unchecked."""
+    pieces = stream.take(row.count)
+    first = next(pieces)  # so that nothing is allocated for a record whose frames do not exist
+    data = np.empty(row.count, CARRIER[row.entry.dtype])
+    start = 0
+    for items in chain((first,), pieces):
+        block = slice(start, start + items.size)
+        under = None if partner is None else partner[block]
+        read_values(row.encoding, row.entry.dtype, row.exponent, items, under, data[block])
+        start += items.size
+    return data
