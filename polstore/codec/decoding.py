@@ -71,7 +71,7 @@ def decode(
 def decode_tensor(
     stored: StoredSnapshot,
     name: str,
-    partner: Callable[[str], Tensor | None],
+    partner: Tensor | None,
     fetch: Callable[[bytes], bytes],
     *,
     max_bytes: int = DEFAULT_MAX_BYTES,
@@ -81,7 +81,7 @@ def decode_tensor(
     Args:
         stored: the record, possibly hostile.
         name: of the tensor.
-        partner: returns the tensor of that name in the base, or None; called only if the encoding needs the base.
+        partner: the tensor of that name in the base; None if there is none, or if the encoding does not need it.
         fetch: as for `decode`.
         max_bytes: cap on the decoded size of the tensor.
 
@@ -90,17 +90,16 @@ def decode_tensor(
 
     Raises:
         MissingError: the snapshot has no such tensor.
-        MalformedError: too large, a base that has no such tensor, or frames that do not lead to the entry's digest.
+        MalformedError: too large, a partner that is missing or unlike it, or frames that do not lead to its digest.
     """
     row = stored.row(name)
     if row is None:
         raise MissingError(f"the snapshot has no tensor {name!r}")
     if row.nbytes > max_bytes:
         raise MalformedError(f"tensor {name} is too large", expected=f"at most {max_bytes} bytes", got=row.nbytes)
-    found = partner(name) if row.encoding in NEEDS_BASE else None
-    like = found is not None and (found.dtype, found.shape) == (row.entry.dtype, row.entry.shape)
+    like = partner is not None and (partner.dtype, partner.shape) == (row.entry.dtype, row.entry.shape)
     stream = _Stream(stored.groups_of(row.stream), fetch, stored.offset_of(row)) if row.holds_items else None
-    return _tensor(row, found if like else None, stream)
+    return _tensor(row, partner if like else None, stream)
 
 
 class _Stream:

@@ -15,9 +15,9 @@ import numpy as np
 
 from polstore.codec.framing import Packer
 from polstore.codec.halves import BLOCK
-from polstore.codec.items import read_values, write_items
+from polstore.codec.items import write_items
 from polstore.codec.quantise import Quantised, Scheme, quantise_tensors
-from polstore.codec.snapshot import Array, Snapshot, Tensor, bits
+from polstore.codec.snapshot import Array, Snapshot, bits
 from polstore.codec.stored import (
     FLOATS,
     INTEGERS,

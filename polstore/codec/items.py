@@ -54,9 +54,7 @@ def write_items(encoding: Encoding, dtype: str, source: Array, partner: Array | 
     return good
 
 
-def read_values(
-    encoding: Encoding, dtype: str, exponent: int, items: Array, partner: Array | None, out: Array
-) -> None:
+def read_values(encoding: Encoding, dtype: str, exponent: int, items: Array, partner: Array | None, out: Array) -> None:
     """Make the values of a range of elements; defined for all items, hostile ones too.
 
     Args:

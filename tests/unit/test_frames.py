@@ -208,7 +208,11 @@ def test_parts_that_contradict_their_scheme_are_refused() -> None:
         (Quantised(*about, base, Scheme.SHORT_VALUE, items=live.data), DamagedError, "does not decode"),
         (Quantised(*about, base, Scheme.SHORT_DIFFERENCE, items=live.data), DamagedError, "does not decode"),
         (Quantised(*about, base, Scheme.EXACT), UsageError, "no items"),
-        (Quantised(*about, None, Scheme.SCALED_DELTA, 0, live.data.view("<u2")[: live.data.size]), UsageError, "no partner"),
+        (
+            Quantised(*about, None, Scheme.SCALED_DELTA, 0, live.data.view("<u2")[: live.data.size]),
+            UsageError,
+            "no partner",
+        ),
         (Quantised(*about, base, Scheme.EXACT, items=live.data[:-1]), UsageError, "wrong size"),
         (Quantised(*about, base, Scheme.SCALED_VALUE, 0, np.zeros(3, "<u2")), UsageError, "wrong size"),
     ):
