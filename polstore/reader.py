@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, overload
 from safetensors import TensorSpec, serialize
 
 from polstore.codec import frames
+from polstore.codec.chain import Chain
 from polstore.errors import DamagedError, MalformedError, MissingError
 from polstore.files import write_atomic
 from polstore.run_row import RunRow
@@ -36,8 +37,9 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from polstore.codec.snapshot import Snapshot
+    from polstore.codec.snapshot import Snapshot, Tensor
     from polstore.storage.store import Store
+    from polstore.wire.state import TensorEntry
 
 __all__ = ["Archive", "Run", "open_archive"]
 
@@ -87,6 +89,7 @@ class Run:
         self._store = store
         self.name = name
         self._row = self._read_row()
+        self._chain = Chain(self._record, self.blob)
 
     @property
     def complete(self) -> bool:
@@ -135,40 +138,46 @@ class Run:
     def state(self, step: int) -> Snapshot:
         """Return the snapshot at ``step``, checked against its state digest.
 
+        The base of a snapshot is decoded anew unless somebody holds it, so in a loop over all steps keep the last one.
+
         Raises:
             MissingError: there is no snapshot at that step.
             DamagedError: what is stored does not decode to it.
         """
-        with self._store.read() as view:
-            digest = view.snapshot_at(self.name, step)
-        return self.snapshot(digest)
+        return self.snapshot(self._digest_at(step))
 
     def snapshot(self, digest: bytes) -> Snapshot:
         """Return the snapshot with this state digest; raises as `state` does."""
-        chain = self.stored_snapshots(digest)
-        snapshot: Snapshot | None = None
-        for stored in reversed(chain):
-            with self._own(f"snapshot {digest.hex()[:16]} of run {self.name}"):
-                snapshot = frames.decode(stored, snapshot, self.blob)
-        if snapshot is None:
-            raise DamagedError(f"snapshot {digest.hex()[:16]} of run {self.name} is missing")
-        return snapshot
+        with self._own(f"snapshot {digest.hex()[:16]} of run {self.name}"):
+            return self._chain.get(digest)
+
+    def tensors(self, step: int) -> tuple[TensorEntry, ...]:
+        """Return names, dtypes, shapes and digests of the tensors at ``step``, in the order of the names.
+
+        Nothing but the record is read. Raises as `state` does.
+        """
+        digest = self._digest_at(step)
+        with self._own(f"description of snapshot {digest.hex()[:16]} of run {self.name}"):
+            stored = next(self._chain.records(digest))
+        return tuple(row.entry for row in stored.tensors)
+
+    def tensor(self, step: int, name: str) -> Tensor:
+        """Return one tensor at ``step``, checked against its entry in the snapshot.
+
+        Only the frames that hold some of it are read, here and in the snapshots that this one is stored against.
+
+        Raises:
+            MissingError: there is no snapshot at that step, or it has no such tensor.
+            DamagedError: what is stored does not decode to it.
+        """
+        digest = self._digest_at(step)
+        with self._own(f"tensor {name} of snapshot {digest.hex()[:16]} of run {self.name}"):
+            return self._chain.tensor(digest, name)
 
     def stored_snapshots(self, digest: bytes) -> list[frames.StoredSnapshot]:
         """Return the description of a stored snapshot, followed by those of its bases, nearest first."""
-        chain: list[frames.StoredSnapshot] = []
-        wanted: bytes | None = digest
-        with self._store.read() as view:
-            while wanted is not None:
-                with self._own(f"description of snapshot {wanted.hex()[:16]} of run {self.name}"):
-                    stored = frames.StoredSnapshot.parse(view.stored_snapshot(wanted))
-                if stored.state_digest != wanted or any(stored.state_digest == seen.state_digest for seen in chain):
-                    raise DamagedError(
-                        "stored snapshot is not the one it stands for", expected=wanted, got=stored.state_digest
-                    )
-                chain.append(stored)
-                wanted = stored.base
-        return chain
+        with self._own(f"description of snapshot {digest.hex()[:16]} of run {self.name}"):
+            return list(self._chain.records(digest))
 
     def blob(self, digest: bytes) -> bytes:
         """Return a blob, hashed again; raises `MissingError` or `DamagedError`."""
@@ -237,6 +246,14 @@ class Run:
                 )
         metadata = {"run": self.name, "step": str(step), "format": "pt"}
         write_atomic(path, serialize(tensors, metadata))
+
+    def _digest_at(self, step: int) -> bytes:
+        with self._store.read() as view:
+            return view.snapshot_at(self.name, step)
+
+    def _record(self, digest: bytes) -> frames.StoredSnapshot:
+        with self._store.read() as view:
+            return frames.StoredSnapshot.parse(view.stored_snapshot(digest))
 
     def _read_row(self) -> RunRow:
         with self._store.read() as view:

@@ -7,11 +7,11 @@ frames are fetched through a function.
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from polstore.codec import planes
 from polstore.codec.framing import Unpacker
 from polstore.codec.items import read_values
 from polstore.codec.snapshot import CARRIER, Snapshot, Tensor
@@ -64,14 +64,14 @@ def decode(
         partner = base.partner(entry.name, entry.dtype, entry.shape) if base is not None else None
         if row.holds_items and row.stream not in streams:
             streams[row.stream] = _Stream(stored.groups_of(row.stream), fetch)
-        tensors.append(_tensor(row, partner, streams.get(row.stream)))
+        tensors.append(_tensor(row, partner, streams[row.stream] if row.holds_items else None))
     return Snapshot(tuple(tensors), stored.scalars)  # the record checked that these entries make its state digest
 
 
 def decode_tensor(
     stored: StoredSnapshot,
     name: str,
-    partner: Callable[[str], Tensor | None],
+    partner: Tensor | None,
     fetch: Callable[[bytes], bytes],
     *,
     max_bytes: int = DEFAULT_MAX_BYTES,
@@ -81,7 +81,7 @@ def decode_tensor(
     Args:
         stored: the record, possibly hostile.
         name: of the tensor.
-        partner: returns the tensor of that name in the base, or None; called only if the encoding needs the base.
+        partner: the tensor of that name in the base; None if there is none, or if the encoding does not need it.
         fetch: as for `decode`.
         max_bytes: cap on the decoded size of the tensor.
 
@@ -90,17 +90,16 @@ def decode_tensor(
 
     Raises:
         MissingError: the snapshot has no such tensor.
-        MalformedError: too large, a base that has no such tensor, or frames that do not lead to the entry's digest.
+        MalformedError: too large, a partner that is missing or unlike it, or frames that do not lead to its digest.
     """
     row = stored.row(name)
     if row is None:
         raise MissingError(f"the snapshot has no tensor {name!r}")
     if row.nbytes > max_bytes:
         raise MalformedError(f"tensor {name} is too large", expected=f"at most {max_bytes} bytes", got=row.nbytes)
-    found = partner(name) if row.encoding in NEEDS_BASE else None
-    like = found is not None and (found.dtype, found.shape) == (row.entry.dtype, row.entry.shape)
+    like = partner is not None and (partner.dtype, partner.shape) == (row.entry.dtype, row.entry.shape)
     stream = _Stream(stored.groups_of(row.stream), fetch, stored.offset_of(row)) if row.holds_items else None
-    return _tensor(row, found if like else None, stream)
+    return _tensor(row, partner if like else None, stream)
 
 
 class _Stream:
@@ -133,8 +132,7 @@ class _Stream:
         while self._skipped >= group.count:
             self._skipped -= group.count
             group = next(self._groups)
-        parts = [self._unpacker.unpack(self._fetch(frame.digest), frame, group.count) for frame in group.frames]
-        items = planes.join(parts)[self._skipped :]
+        items = self._unpacker.unpack(group, self._fetch)[self._skipped :]
         self._skipped = 0
         return items
 
@@ -146,15 +144,25 @@ def _tensor(row: StoredTensor, partner: Tensor | None, stream: _Stream | None) -
         raise MalformedError(f"the base has no tensor like {entry.name}", expected=f"{entry.dtype} {entry.shape}")
     if row.encoding is Encoding.SAME and partner is not None:
         data = partner.data
+    elif stream is None:
+        data = np.empty(0, CARRIER[entry.dtype])
     else:
-        data = np.empty(row.count, CARRIER[entry.dtype])
-        start = 0
-        for items in stream.take(row.count) if stream is not None else ():
-            block = slice(start, start + items.size)
-            under = None if partner is None else partner.data[block]
-            read_values(row.encoding, entry.dtype, row.exponent, items, under, data[block])
-            start += items.size
+        data = _read(row, None if partner is None else partner.data, stream)
     tensor = Tensor(entry.name, entry.dtype, entry.shape, data)
     if tensor.entry() != entry:
         raise MalformedError(f"decoded tensor {entry.name}", expected=entry.digest, got=tensor.entry().digest)
     return tensor
+
+
+def _read(row: StoredTensor, partner: Array | None, stream: _Stream) -> Array:
+    """Return the values of a tensor that takes items of a stream, unchecked."""
+    pieces = stream.take(row.count)
+    first = next(pieces)  # so that nothing is allocated for a record whose frames do not exist
+    data = np.empty(row.count, CARRIER[row.entry.dtype])
+    start = 0
+    for items in chain((first,), pieces):
+        block = slice(start, start + items.size)
+        under = None if partner is None else partner[block]
+        read_values(row.encoding, row.entry.dtype, row.exponent, items, under, data[block])
+        start += items.size
+    return data

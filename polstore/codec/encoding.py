@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from polstore.codec import planes
 from polstore.codec.framing import Packer
 from polstore.codec.halves import BLOCK
-from polstore.codec.items import read_values, write_items
+from polstore.codec.items import write_items
 from polstore.codec.quantise import Quantised, Scheme, quantise_tensors
 from polstore.codec.snapshot import Array, Snapshot, bits
 from polstore.codec.stored import (
@@ -93,6 +92,7 @@ def encode_parts(
     for part in parts:
         tensors.append(part.tensor)
         rows.append(writer.add(part))
+        del part  # before the next one is made
     groups = writer.finish()
     committed = Snapshot(tuple(tensors), scalars)
     record = StoredSnapshot(
@@ -173,12 +173,8 @@ class _Writer:
         if not stream.filled:
             return
         items = stream.buffer[: stream.filled]
-        split = planes.split(items)
-        if not np.array_equal(planes.join(split), items):
-            raise DamagedError("byte planes do not join to what was split: memory is at fault")
         found = []
-        for plane in split:
-            frame = self._packer.pack(plane)
+        for frame in self._packer.pack(items):
             digest = hashlib.sha256(frame).digest()
             self.frames[digest] = frame
             found.append(StoredFrame(digest, len(frame)))
@@ -187,16 +183,10 @@ class _Writer:
 
 
 def _write(row: StoredTensor, part: Quantised, elements: slice, out: Array) -> None:
-    """Make the items of a range of elements, and the elements again of those items; raises `DamagedError`."""
-    committed = part.tensor.data[elements]
+    """Make the items of a range of elements."""
+    if row.encoding in SCALED and part.items is not None:
+        write_items(row.encoding, row.entry.dtype, part.items[elements], None, out)
+        return  # the committed values were made of these
     partner = None if part.partner is None else part.partner.data[elements]
-    again = np.empty(min(BLOCK, committed.size), committed.dtype)
-    for start in range(0, committed.size, BLOCK):
-        block = slice(start, start + BLOCK)
-        values, items = committed[block], out[block]
-        under = None if partner is None else partner[block]
-        source = part.items[elements][block] if row.encoding in SCALED and part.items is not None else values
-        write_items(row.encoding, row.entry.dtype, source, under, items)
-        read_values(row.encoding, row.entry.dtype, row.exponent, items, under, again[: values.size])
-        if not np.array_equal(bits(again[: values.size]), bits(values)):
-            raise DamagedError(f"tensor {part.name} does not decode to what was encoded: memory is at fault")
+    if not write_items(row.encoding, row.entry.dtype, part.tensor.data[elements], partner, out):
+        raise DamagedError(f"tensor {part.name} does not decode to what was encoded")

@@ -1,8 +1,8 @@
-"""One byte plane as one frame, and back.
+"""The items of one group as frames, and back.
 
-A frame is a byte that says how, then the plane as it is or as one zstd frame. What is packed is unpacked and compared
-at once, so a frame that leaves this file leads back to its plane. Unpacking takes hostile bytes: a frame's header is
-read before anything is allocated. Implements specs/codec.md, the part on frames. Does no I/O.
+A frame is one byte plane: a byte that says how, then the plane as it is or as one zstd frame. What is packed is
+unpacked and compared at once, so the frames that leave this file lead back to the items. Unpacking takes hostile bytes:
+a frame's header is read before anything is allocated. Implements specs/codec.md, the part on frames. Does no I/O.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import zstandard
 
-from polstore.codec.snapshot import Array
+from polstore.codec import planes
 from polstore.errors import DamagedError, MalformedError
 
 if TYPE_CHECKING:
-    from polstore.codec.stored import StoredFrame
+    from collections.abc import Callable
+
+    from polstore.codec.snapshot import Array
+    from polstore.codec.stored import StoredFrame, StoredGroup
 
 __all__ = ["RAW", "ZSTD", "Packer", "Unpacker"]
 
@@ -25,39 +28,47 @@ LEVEL = 1  # of zstd: 3 gains nothing on these planes, 9 takes ten times as long
 
 
 class Packer:
-    """Makes frames of planes; holds the tables of one zstd compressor, for one thread."""
+    """Makes frames of items; holds the tables of one zstd compressor, for one thread."""
 
     def __init__(self) -> None:
         self._compressor = zstandard.ZstdCompressor(level=LEVEL, write_content_size=True)
         self._decompressor = zstandard.ZstdDecompressor()
 
-    def pack(self, plane: Array) -> bytes:
-        """Return a plane (1-D ``u1``) as a frame, compressed if that is smaller.
+    def pack(self, items: Array) -> list[bytes]:
+        """Return unsigned integers (1-D) as one frame per byte plane, each compressed if that is smaller.
 
         Raises:
-            DamagedError: decompressing did not give back what was compressed, so memory or zstd is at fault.
+            DamagedError: undoing all that did not give back the items, so memory or zstd is at fault.
         """
-        compressed = self._compressor.compress(plane.data)
-        if len(compressed) >= plane.size:
-            return b"".join((bytes((RAW,)), plane.data))
-        again = np.frombuffer(self._decompressor.decompress(compressed), "|u1")
-        if not np.array_equal(plane, again):
-            raise DamagedError("a plane does not decompress to what was compressed: memory or zstd is at fault")
-        return b"".join((bytes((ZSTD,)), compressed))
+        found, again = [], []
+        for plane in planes.split(items):
+            compressed = self._compressor.compress(plane.data)
+            if len(compressed) < plane.size:
+                found.append(b"".join((bytes((ZSTD,)), compressed)))
+                again.append(np.frombuffer(self._decompressor.decompress(compressed), "|u1"))
+            else:
+                found.append(b"".join((bytes((RAW,)), plane.data)))
+                again.append(plane)
+        if not np.array_equal(planes.join(again), items):
+            raise DamagedError("frames do not hold what was put into them: memory or zstd is at fault")
+        return found
 
 
 class Unpacker:
-    """Makes planes of frames; for one thread."""
+    """Makes items of frames; for one thread."""
 
     def __init__(self) -> None:
         self._decompressor = zstandard.ZstdDecompressor()
 
-    def unpack(self, frame: bytes, stored: StoredFrame, count: int) -> Array:
-        """Return the ``count`` bytes of a frame's plane (1-D ``u1``).
+    def unpack(self, group: StoredGroup, fetch: Callable[[bytes], bytes]) -> Array:
+        """Return the items of a group (1-D unsigned integers), given what returns a frame by its SHA-256.
 
         Raises:
-            MalformedError: the frame has another size than the record says, or does not hold that many bytes.
+            MalformedError: a frame has another size than the record says, or does not hold one byte of every item.
         """
+        return planes.join([self._plane(fetch(frame.digest), frame, group.count) for frame in group.frames])
+
+    def _plane(self, frame: bytes, stored: StoredFrame, count: int) -> Array:
         if len(frame) != stored.size:
             raise MalformedError("size of a frame", expected=f"{stored.size} bytes", got=f"{len(frame)} bytes")
         body = memoryview(frame)[1:]

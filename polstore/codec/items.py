@@ -28,10 +28,12 @@ from polstore.codec.values import (
 if TYPE_CHECKING:
     from polstore.codec.snapshot import Array
 
+_DROPPED = {Encoding.ROUNDED_DIFFERENCE: DROPPED_BITS, Encoding.SHORT_DIFFERENCE: SHORT_DIFFERENCE_BITS}  # low bits
+
 __all__ = ["read_values", "write_items"]
 
 
-def write_items(encoding: Encoding, dtype: str, source: Array, partner: Array | None, out: Array) -> None:
+def write_items(encoding: Encoding, dtype: str, source: Array, partner: Array | None, out: Array) -> bool:
     """Make the items of a range of elements.
 
     Args:
@@ -40,31 +42,16 @@ def write_items(encoding: Encoding, dtype: str, source: Array, partner: Array | 
         source: the halves or steps for the encodings made of such, else the committed values; 1-D.
         partner: the base's values of the same range, for those encodings that need them.
         out: 1-D unsigned integers, as many as there are elements.
+
+    Returns:
+        Whether the items lead back to the source; if not, it has bits that the encoding drops.
     """
+    good = True
     for start in range(0, source.size, BLOCK):
         block = slice(start, start + BLOCK)
-        out[block] = _items(encoding, dtype, source[block], None if partner is None else partner[block])
-
-
-def _items(encoding: Encoding, dtype: str, source: Array, partner: Array | None) -> Array:
-    if encoding is Encoding.STEPPED_DELTA:
-        return planes.zigzag(source)
-    pattern = bits(source)
-    if encoding is Encoding.SHORT_VALUE:
-        items = pattern >> np.uint32(31)
-        items |= (pattern & np.uint32(0x7FFFFFFF)) >> np.uint32(SHORT_VALUE_BITS) << np.uint32(1)
-        return items.astype("<u2")
-    if partner is None or encoding in (Encoding.EXACT, Encoding.SCALED_DELTA, Encoding.SCALED_VALUE):
-        return pattern
-    if encoding is Encoding.SHORT_DIFFERENCE:
-        integers = planes.ordered(pattern) >> SHORT_DIFFERENCE_BITS
-        integers -= planes.ordered(bits(partner)) >> SHORT_DIFFERENCE_BITS
-        return planes.zigzag(integers.astype("<i2"))  # from -2^15 + 1 to 2^15 - 1
-    if encoding is Encoding.ROUNDED_DIFFERENCE:
-        integers = planes.ordered(pattern) >> DROPPED_BITS
-        integers -= planes.ordered(bits(round_mantissa(partner))) >> DROPPED_BITS
-        return planes.zigzag(integers)
-    return planes.zigzag(_integers(pattern, dtype) - _integers(bits(partner), dtype))
+        under = None if partner is None else _predicted(encoding, dtype, partner[block])
+        good &= _write(encoding, dtype, source[block], under, out[block])
+    return good
 
 
 def read_values(encoding: Encoding, dtype: str, exponent: int, items: Array, partner: Array | None, out: Array) -> None:
@@ -88,34 +75,60 @@ def read_values(encoding: Encoding, dtype: str, exponent: int, items: Array, par
         elif encoding is Encoding.STEPPED_DELTA and under is not None:
             add_steps(under, planes.unzigzag(items[block]), exponent, out[block])
         else:
-            bits(out[block])[:] = _pattern(encoding, dtype, items[block], under)
+            predicted = None if under is None else _predicted(encoding, dtype, under)
+            bits(out[block])[:] = _pattern(encoding, dtype, items[block], predicted)
 
 
-def _pattern(encoding: Encoding, dtype: str, items: Array, partner: Array | None) -> Array:
+def _write(encoding: Encoding, dtype: str, source: Array, predicted: Array | None, out: Array) -> bool:
+    if encoding is Encoding.STEPPED_DELTA:
+        out[:] = planes.zigzag(source)
+        return True
+    pattern = bits(source)
+    if encoding is Encoding.SHORT_VALUE:
+        out[:] = (pattern >> np.uint32(SHORT_VALUE_BITS - 1)) & np.uint32(0xFFE)
+        out |= (pattern >> np.uint32(31)).astype("<u2")
+        return np.array_equal(_pattern(encoding, dtype, out, None), pattern)
+    if predicted is None:
+        out[:] = pattern
+        return True
+    integers = _integers(pattern, dtype)
+    if encoding in _DROPPED:
+        if np.bitwise_or.reduce(pattern) & ((1 << _DROPPED[encoding]) - 1):
+            return False
+        integers = integers >> _DROPPED[encoding]
+    difference = integers - predicted
+    out[:] = planes.zigzag(difference.astype(f"<i{out.dtype.itemsize}", copy=False))
+    return np.array_equal(predicted + planes.unzigzag(out), integers)
+
+
+def _predicted(encoding: Encoding, dtype: str, partner: Array) -> Array | None:
+    """Return the signed integers that items are differences from; None if they are no differences."""
+    if encoding is Encoding.ROUNDED_DIFFERENCE:
+        partner = round_mantissa(partner)
+    if encoding in _DROPPED:
+        return _integers(bits(partner), dtype) >> _DROPPED[encoding]
+    return _integers(bits(partner), dtype) if encoding is Encoding.DIFFERENCE else None
+
+
+def _pattern(encoding: Encoding, dtype: str, items: Array, predicted: Array | None) -> Array:
     """Return the bits of the values."""
     if encoding is Encoding.SHORT_VALUE:
         wide = items.astype("<u4")
         pattern = wide << np.uint32(31)
-        pattern |= (wide >> np.uint32(1) << np.uint32(SHORT_VALUE_BITS)) & np.uint32(0x7FFFFFFF)
+        wide >>= np.uint32(1)
+        wide <<= np.uint32(SHORT_VALUE_BITS)
+        wide &= np.uint32(0x7FFFFFFF)
+        pattern |= wide
         return pattern
-    if encoding is Encoding.EXACT or partner is None:
+    if predicted is None:
         return items
-    if encoding is Encoding.SHORT_DIFFERENCE:
-        integers = planes.ordered(bits(partner)) >> SHORT_DIFFERENCE_BITS
-        integers += planes.unzigzag(items)
-        return _shifted(integers, SHORT_DIFFERENCE_BITS)
-    if encoding is Encoding.ROUNDED_DIFFERENCE:
-        integers = planes.ordered(bits(round_mantissa(partner))) >> DROPPED_BITS
-        integers += planes.unzigzag(items)
-        return _shifted(integers, DROPPED_BITS)
-    differing = _integers(bits(partner), dtype) + planes.unzigzag(items)
-    return planes.unordered(differing) if dtype in FLOATS else bits(differing)
-
-
-def _shifted(integers: Array, dropped: int) -> Array:
-    """Return the bits of floats whose ordered integers lack the low ``dropped`` bits."""
-    pattern = planes.unordered(integers << dropped)
-    pattern &= np.uint32(0xFFFFFFFF << dropped & 0xFFFFFFFF)
+    integers = predicted + planes.unzigzag(items)
+    dropped = _DROPPED.get(encoding, 0)
+    if dropped:
+        integers <<= dropped
+    pattern = planes.unordered(integers) if dtype in FLOATS else bits(integers)
+    if dropped:  # which unordered() has set in negative numbers
+        pattern &= np.uint32(0xFFFFFFFF << dropped & 0xFFFFFFFF)
     return pattern
 
 

@@ -45,6 +45,8 @@ CARRIER = {  # the numpy dtype that holds the elements of a dtype, little-endian
     "complex128": "<u8",  # two items an element, real part first: numpy has no 16-byte integer
 }
 
+_UNSIGNED = {size: np.dtype(f"<u{size}") for size in (1, 2, 4, 8)}
+
 
 def carrier_count(dtype: str, shape: tuple[int, ...]) -> int:
     """Return how many items of the carrier hold a tensor: its elements, or twice as many for complex128."""
@@ -56,7 +58,7 @@ def carrier_count(dtype: str, shape: tuple[int, ...]) -> int:
 
 def bits(array: Array) -> Array:
     """Return the same memory as unsigned integers of the same width."""
-    return array.view(f"<u{array.dtype.itemsize}")
+    return array.view(_UNSIGNED[array.dtype.itemsize])
 
 
 @dataclass(frozen=True, eq=False)

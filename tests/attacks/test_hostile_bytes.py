@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from polstore.codec import frames
+from polstore.codec import frames, framing
 from polstore.codec.live.state import LiveState
 from polstore.codec.snapshot import Snapshot, Tensor
 from polstore.errors import MalformedError, TrainingError
@@ -212,8 +212,8 @@ def test_state_that_would_not_fit_into_memory(rejects, proof):
 def test_state_far_larger_than_the_recipe_has(rejects, monkeypatch):
     """Consistent, signed, and 80 MiB where the recipe has a few kilobytes: refused before anything is decompressed."""
     fetched: list[int] = []
-    original = frames._plane
-    monkeypatch.setattr(frames, "_plane", lambda *a: (fetched.append(a[2]), original(*a))[1])
+    original = framing.Unpacker._plane
+    monkeypatch.setattr(framing.Unpacker, "_plane", lambda *a: (fetched.append(a[3]), original(*a))[1])
     trainer = Trainer()
     evidence = trainer.run(opened=(2,))
     hostile = added("zzz", shape=(20 * 2**20,))(trainer.snapshots[6])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +10,9 @@ import numpy as np
 import pytest
 import zstandard
 
-from polstore.codec import frames, stored
+from polstore.codec import encoding, frames, planes, stored
 from polstore.codec.frames import Encoding, StoredFrame, StoredGroup, StoredSnapshot, StoredTensor, decode, encode
-from polstore.codec.quantise import FIDELITIES, quantise
+from polstore.codec.quantise import FIDELITIES, Quantised, Scheme, quantise, quantise_tensors
 from polstore.codec.snapshot import CARRIER, Snapshot, Tensor, carrier_count
 from polstore.errors import DamagedError, MalformedError, PolstoreError, UsageError
 from polstore.wire import canonical
@@ -142,7 +143,7 @@ def test_empty_snapshot_and_snapshot_without_elements() -> None:
 
 
 def test_a_tensor_larger_than_a_group_spans_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frames, "MAX_GROUP", 40)
+    monkeypatch.setattr(encoding, "GROUP", 40)
     for dtype in ("float32", "complex128", "uint8", "bfloat16"):
         tensors = [tensor(f"t{i}", dtype, (n,), i) for i, n in enumerate([3, 45, 0, 1, 10, 20])]
         record = roundtrip(snapshot(*tensors), None, "lossless")
@@ -153,8 +154,8 @@ def test_a_tensor_larger_than_a_group_spans_groups(monkeypatch: pytest.MonkeyPat
 def test_another_cut_of_the_groups_decodes_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     base = encode(training(0), None, WRITEBACK)[2]
     records = []
-    for limit in (32, 1 << 28):
-        monkeypatch.setattr(frames, "MAX_GROUP", limit)
+    for limit in (32, stored.MAX_GROUP):
+        monkeypatch.setattr(encoding, "GROUP", limit)
         record, blobs, _ = encode(training(1), base, WRITEBACK)
         records.append(record)
         assert decode(record, base, blobs.__getitem__).digest() == record.state_digest
@@ -170,10 +171,53 @@ def test_compressible_planes_shrink_and_others_stay_raw() -> None:
     assert record.groups[0].frames[0].size == 1001
 
 
-def test_encode_notices_a_decoder_that_disagrees(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frames, "scale_halves", lambda halves, exponent: np.ones(halves.size, "<f4"))
-    with pytest.raises(DamagedError, match="optimizer/w/exp_avg"):
+def test_encode_notices_items_that_do_not_lead_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planes, "unzigzag", lambda codes: np.zeros(codes.size, f"<i{codes.dtype.itemsize}"))
+    with pytest.raises(DamagedError, match="buffer/count does not decode"):
         encode(training(1), training(0), WRITEBACK)
+
+
+def test_encode_notices_frames_that_do_not_lead_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planes, "join", lambda parts: np.zeros(parts[0].size, f"<u{len(parts)}"))
+    with pytest.raises(DamagedError, match="frames do not hold"):
+        encode(training(1), training(0), WRITEBACK)
+
+
+def test_parts_are_taken_one_by_one_and_let_go_of() -> None:
+    alive: list[weakref.ref] = []
+
+    def parts():
+        for part in quantise_tensors(training(1), training(0), WRITEBACK):
+            assert not any(reference() for reference in alive)
+            if part.scheme in (Scheme.SCALED_DELTA, Scheme.SCALED_VALUE):
+                alive.append(weakref.ref(part.items))
+            yield part
+            del part
+
+    record, blobs, committed = frames.encode_parts(parts(), SCALARS, training(0))
+    assert alive
+    assert (record, blobs) == encode(training(1), training(0), WRITEBACK)[:2]
+    assert committed.digest() == record.state_digest
+
+
+def test_parts_that_contradict_their_scheme_are_refused() -> None:
+    live, base = training(1).tensor("parameter/w"), training(0).tensor("parameter/w")
+    about = (live.name, live.dtype, live.shape)
+    for part, error, match in (
+        (Quantised(*about, base, Scheme.ROUNDED, items=live.data), DamagedError, "does not decode"),
+        (Quantised(*about, base, Scheme.SHORT_VALUE, items=live.data), DamagedError, "does not decode"),
+        (Quantised(*about, base, Scheme.SHORT_DIFFERENCE, items=live.data), DamagedError, "does not decode"),
+        (Quantised(*about, base, Scheme.EXACT), UsageError, "no items"),
+        (
+            Quantised(*about, None, Scheme.SCALED_DELTA, 0, live.data.view("<u2")[: live.data.size]),
+            UsageError,
+            "no partner",
+        ),
+        (Quantised(*about, base, Scheme.EXACT, items=live.data[:-1]), UsageError, "wrong size"),
+        (Quantised(*about, base, Scheme.SCALED_VALUE, 0, np.zeros(3, "<u2")), UsageError, "wrong size"),
+    ):
+        with pytest.raises(error, match=match):
+            frames.encode_parts([part], SCALARS, training(0))
 
 
 def test_encode_refuses_an_unknown_fidelity() -> None:
@@ -356,7 +400,7 @@ def test_huge_declared_shapes_allocate_nothing() -> None:
     with pytest.raises(MalformedError, match="do not hold what the tensors need"):
         StoredSnapshot(bytes(32), None, SCALARS, (StoredTensor(entry, Encoding.EXACT),), ())
     frame = StoredFrame(bytes(32), 2)
-    groups = tuple(StoredGroup(Encoding.EXACT, 1, stored.MAX_GROUP, (frame,)) for _ in range(1 << 12))
+    groups = tuple(StoredGroup(Encoding.EXACT, 1, stored.MAX_GROUP, (frame,)) for _ in range(1 << 18))
     digest = stored.state_digest([entry], SCALARS)
     record = StoredSnapshot(digest, None, SCALARS, (StoredTensor(entry, Encoding.EXACT),), groups)
     refuse(record, None, {}, "too large")
@@ -407,7 +451,7 @@ def test_duplicate_and_unsorted_names(honest) -> None:
         ("parameter/w", Encoding.SCALED_DELTA, 114, "exponent"),
         ("parameter/w", Encoding.SCALED_DELTA, -127, "exponent"),
         ("parameter/frozen", Encoding.SAME, 1, "exponent"),
-        ("parameter/w", 6, 0, "encoding"),
+        ("parameter/w", 9, 0, "encoding"),
         ("buffer/count", Encoding.SCALED_VALUE, 0, "encoding for float32"),
         ("buffer/count", Encoding.ROUNDED_DIFFERENCE, 0, "encoding for float32"),
         ("buffer/mask", Encoding.DIFFERENCE, 0, "wider numbers"),

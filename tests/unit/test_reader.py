@@ -171,3 +171,16 @@ def test_a_reader_sees_a_run_grow(tmp_path):
         assert archive.runs() == ["a"]
         tiny_archive.make(tmp_path, runs=("b",), steps=2)
         assert archive.runs() == ["a", "b"]
+
+
+def test_tensors_one_by_one(run):
+    for step in run.snapshots:
+        state = run.state(step)
+        assert run.tensors(step) == state.entries()
+        for entry in run.tensors(step):
+            tensor = run.tensor(step, entry.name)
+            assert tensor.entry() == entry
+            assert tensor.data.tobytes() == state.tensor(entry.name).data.tobytes()
+    for ask in (lambda: run.tensor(step, "parameter/none"), lambda: run.tensor(999, "x"), lambda: run.tensors(999)):
+        with pytest.raises(MissingError):
+            ask()

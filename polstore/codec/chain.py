@@ -1,0 +1,119 @@
+"""Snapshots found by state digest and decoded from their bases, for a store and for a proof alike.
+
+Knows no store and no bundle: it is given what finds a record and what fetches a frame. Every snapshot and tensor that
+comes out was checked against its digest. Implements specs/codec.md, section "Chains". Does no I/O.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
+
+from polstore.codec.decoding import DEFAULT_MAX_BYTES, decode, decode_tensor
+from polstore.codec.stored import NEEDS_BASE
+from polstore.errors import MalformedError, MissingError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from polstore.codec.snapshot import Snapshot, Tensor
+    from polstore.codec.stored import StoredSnapshot
+
+__all__ = ["MAX_CHAIN", "Chain"]
+
+MAX_CHAIN = 1024  # bases behind one snapshot; recorders make chains of 64 at most
+
+
+class Chain:
+    """Stored snapshots that may be encoded against one another.
+
+    Args:
+        record: returns the record of the snapshot with a state digest; what it raises passes through.
+        fetch: returns a frame by its SHA-256; likewise.
+        kept: decoded snapshots that are held for the next one. Others are used again while somebody else holds them.
+
+    Attributes:
+        max_bytes: cap on the decoded size of a snapshot.
+    """
+
+    def __init__(
+        self, record: Callable[[bytes], StoredSnapshot], fetch: Callable[[bytes], bytes], *, kept: int = 0
+    ) -> None:
+        self.max_bytes = DEFAULT_MAX_BYTES
+        self._record = record
+        self._fetch = fetch
+        self._kept = kept
+        self._held: OrderedDict[bytes, Snapshot] = OrderedDict()
+        self._alive: WeakValueDictionary[bytes, Snapshot] = WeakValueDictionary()
+
+    def get(self, digest: bytes) -> Snapshot:
+        """Return the snapshot with this state digest.
+
+        Raises:
+            MalformedError: a record or frame that does not lead to it, a circle, or too many bases.
+        """
+        links: list[StoredSnapshot] = []
+        snapshot = self._alive.get(digest)
+        if snapshot is None:
+            for stored in self.records(digest):
+                links.append(stored)
+                snapshot = None if stored.base is None else self._alive.get(stored.base)
+                if snapshot is not None:
+                    break
+        while links:  # one by one, so that no more of them are held than are to come
+            snapshot = decode(links.pop(), snapshot, self._fetch, max_bytes=self.max_bytes)
+            self._hold(snapshot)
+        if snapshot is None:
+            raise MalformedError("no such snapshot", expected=digest, got=None)
+        self._hold(snapshot)
+        return snapshot
+
+    def tensor(self, digest: bytes, name: str) -> Tensor:
+        """Return one tensor of a snapshot; of the snapshot and its bases, only the frames that hold it are fetched.
+
+        Raises:
+            MissingError: the snapshot has no such tensor.
+            MalformedError: as `get` does.
+        """
+        links: list[StoredSnapshot] = []
+        for stored in self.records(digest):
+            row = stored.row(name)
+            if row is None and not links:
+                raise MissingError(f"the snapshot has no tensor {name!r}")
+            if row is None:
+                break  # which decoding refuses
+            links.append(stored)
+            if row.encoding not in NEEDS_BASE:
+                break
+        found: Tensor | None = None
+        while links:
+            found = decode_tensor(links.pop(), name, found, self._fetch, max_bytes=self.max_bytes)
+        if found is None:
+            raise MalformedError("no such snapshot", expected=digest, got=None)
+        return found
+
+    def records(self, digest: bytes) -> Iterator[StoredSnapshot]:
+        """Yield the record of a snapshot and those of its bases, nearest first; raises as `get` does."""
+        seen: set[bytes] = set()
+        wanted: bytes | None = digest
+        while wanted is not None:
+            if wanted in seen:
+                raise MalformedError("a snapshot is stored against itself", got=wanted)
+            if len(seen) > MAX_CHAIN:
+                raise MalformedError("too many bases behind a snapshot", expected=f"at most {MAX_CHAIN}", got=digest)
+            seen.add(wanted)
+            stored = self._record(wanted)
+            if stored.state_digest != wanted:
+                raise MalformedError(
+                    "stored snapshot is not the one it stands for", expected=wanted, got=stored.state_digest
+                )
+            yield stored
+            wanted = stored.base
+
+    def _hold(self, snapshot: Snapshot) -> None:
+        self._alive[snapshot.digest()] = snapshot
+        self._held[snapshot.digest()] = snapshot
+        self._held.move_to_end(snapshot.digest())
+        while len(self._held) > self._kept:
+            self._held.popitem(last=False)

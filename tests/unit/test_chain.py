@@ -1,0 +1,242 @@
+"""Snapshots and single tensors found through their bases: what comes out, what is fetched, what is refused."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from polstore.codec import chain, encoding
+from polstore.codec.chain import Chain
+from polstore.codec.frames import Encoding, StoredSnapshot, StoredTensor, encode
+from polstore.codec.snapshot import CARRIER, Snapshot, Tensor
+from polstore.errors import MalformedError, MissingError
+from polstore.wire.state import state_digest
+
+FIDELITY = "float16-writeback"
+GROUP = 64  # bytes, so that every tensor spans groups and shares some
+
+
+def state(step: int) -> Snapshot:
+    rng = np.random.default_rng(step)
+
+    def tensor(name: str, dtype: str, count: int) -> Tensor:
+        carrier = np.dtype(CARRIER[dtype])
+        values = rng.standard_normal(count) if carrier.kind == "f" else rng.integers(0, 100, count)
+        return Tensor(name, dtype, (count,), values.astype(carrier))
+
+    tensors = [
+        Tensor("buffer/fixed", "int64", (20,), np.arange(20, dtype="<i8")),
+        tensor("buffer/half", "float16", 41),
+        tensor("buffer/mask", "bool", 100),
+        *(tensor(f"optimizer/{i}/exp_avg", "float32", 10 + i) for i in range(4)),
+        *(tensor(f"optimizer/{i}/exp_avg_sq", "float32", 10 + i) for i in range(4)),
+        *(tensor(f"parameter/{i}", "float32", 7 * i) for i in range(6)),
+    ]
+    return Snapshot(tuple(sorted(tensors, key=lambda t: t.name)), b"\x90")
+
+
+class Stored:
+    """Four snapshots, each stored against the one before it, and what was fetched of them."""
+
+    def __init__(self, length: int = 4) -> None:
+        self.records: dict[bytes, StoredSnapshot] = {}
+        self.frames: dict[bytes, bytes] = {}
+        self.snapshots: list[Snapshot] = []
+        self.asked: list[bytes] = []
+        self.fetched: list[bytes] = []
+        base = None
+        for step in range(length):
+            record, frames, base = encode(state(step), base, FIDELITY)
+            self.records[record.state_digest] = record
+            self.frames |= frames
+            self.snapshots.append(base)
+
+    def chain(self, kept: int = 0) -> Chain:
+        return Chain(self.record, self.fetch, kept=kept)
+
+    def record(self, digest: bytes) -> StoredSnapshot:
+        self.asked.append(digest)
+        if digest not in self.records:
+            raise MissingError("no such record")
+        return self.records[digest]
+
+    def fetch(self, digest: bytes) -> bytes:
+        self.fetched.append(digest)
+        return self.frames[digest]
+
+
+@pytest.fixture
+def stored(monkeypatch) -> Stored:
+    monkeypatch.setattr(encoding, "GROUP", GROUP)
+    return Stored()
+
+
+def frames_of(record: StoredSnapshot, name: str) -> list[bytes]:
+    """Item by item: the frames that hold a tensor."""
+    owners: dict[tuple[int, int], list[str]] = {}
+    for row in record.tensors:
+        if row.encoding is not Encoding.SAME:
+            owners.setdefault(row.stream, []).extend([row.entry.name] * row.count)
+    found = []
+    for group in record.groups:
+        owner = owners[group.encoding, group.item_size]
+        held, owner[:] = owner[: group.count], owner[group.count :]
+        if name in held:
+            found += [frame.digest for frame in group.frames]
+    return found
+
+
+def test_a_tensor_is_that_of_the_whole_snapshot_and_fetches_no_other_frame(stored) -> None:
+    digests = list(stored.records)
+    for position, snapshot in enumerate(stored.snapshots):
+        for wanted in snapshot.tensors:
+            stored.fetched.clear()
+            stored.asked.clear()
+            got = stored.chain().tensor(digests[position], wanted.name)
+            assert got.entry() == wanted.entry()
+            assert got.data.tobytes() == wanted.data.tobytes()
+            expected: list[bytes] = []
+            for back in range(position, -1, -1):
+                record = stored.records[digests[back]]
+                expected = frames_of(record, wanted.name) + expected
+                row = record.row(wanted.name)
+                if row.encoding in (Encoding.EXACT, Encoding.SCALED_VALUE):
+                    break
+            assert stored.fetched == expected
+            assert len(stored.asked) == position - back + 1
+    everything = {frame for record in stored.records.values() for frame in record.blobs}
+    assert len(everything) > 5 * len(set(expected))  # so this saves something
+
+
+def test_a_snapshot_comes_out_of_its_chain(stored) -> None:
+    for digest, snapshot in zip(stored.records, stored.snapshots, strict=True):
+        assert stored.chain().get(digest).digest() == digest == snapshot.digest()
+
+
+def test_kept_snapshots_are_decoded_once(stored) -> None:
+    digests = list(stored.records)
+    one_by_one = stored.chain(kept=1)
+    for digest in digests:
+        one_by_one.get(digest)
+    assert stored.asked == digests
+    stored.asked.clear()
+    three = stored.chain(kept=3)
+    three.get(digests[3])
+    for digest in digests[1:]:
+        three.get(digest)
+    assert stored.asked == digests[::-1]
+    three.get(digests[0])
+    assert stored.asked == [*digests[::-1], digests[0]]
+
+
+def test_snapshots_that_somebody_holds_are_used_again_and_others_go(stored) -> None:
+    digests = list(stored.records)
+    nothing_kept = stored.chain()
+    held = nothing_kept.get(digests[1])
+    assert nothing_kept.get(digests[1]) is held
+    stored.asked.clear()
+    nothing_kept.get(digests[2])
+    assert stored.asked == [digests[2]]
+    del held
+    gc.collect()
+    stored.asked.clear()
+    nothing_kept.get(digests[2])
+    assert stored.asked == digests[2::-1]
+
+
+def test_max_bytes_bounds_snapshots_and_tensors(stored) -> None:
+    digest = next(iter(stored.records))
+    bounded = stored.chain()
+    bounded.max_bytes = 5 * 7 * 4
+    assert bounded.tensor(digest, "parameter/5").nbytes == 5 * 7 * 4
+    with pytest.raises(MalformedError, match="too large"):
+        bounded.get(digest)
+    bounded.max_bytes -= 1
+    stored.fetched.clear()
+    with pytest.raises(MalformedError, match=r"tensor parameter/5 is too large"):
+        bounded.tensor(digest, "parameter/5")
+    assert stored.fetched == []
+
+
+def test_what_is_missing(stored) -> None:
+    digests = list(stored.records)
+    with pytest.raises(MissingError, match="no tensor 'parameter/9'"):
+        stored.chain().tensor(digests[3], "parameter/9")
+    with pytest.raises(MissingError, match="no such record"):
+        stored.chain().get(bytes(32))
+    del stored.records[digests[1]]
+    for ask in (lambda chained: chained.get(digests[3]), lambda chained: chained.tensor(digests[3], "parameter/1")):
+        with pytest.raises(MissingError, match="no such record"):
+            ask(stored.chain())
+
+
+def test_hostile_records(stored, monkeypatch) -> None:
+    digests = list(stored.records)
+    first, last = stored.records[digests[0]], stored.records[digests[3]]
+
+    def refuse(match: str) -> None:
+        for ask in (lambda chained: chained.get(digests[3]), lambda chained: chained.tensor(digests[3], "parameter/1")):
+            with pytest.raises(MalformedError, match=match):
+                ask(stored.chain())
+
+    stored.records[digests[0]] = replace(last, base=digests[1])
+    refuse("not the one it stands for")
+    # Every record of a circle is well-formed by itself.
+    rows = tuple(replace(row, encoding=Encoding.SAME) if row.count else row for row in first.tensors)
+    stored.records[digests[0]] = replace(first, base=digests[3], tensors=rows, groups=())
+    refuse("stored against itself")
+    stored.records[digests[0]] = first
+    monkeypatch.setattr(chain, "MAX_CHAIN", 2)
+    refuse("too many bases")
+
+
+def test_bases_that_lack_the_tensor_or_have_another_shape(stored) -> None:
+    other = state(0)
+    for shape in ((), (7, 1)):
+        kept = [t for t in other.tensors if t.name != "parameter/1"]
+        if shape:
+            kept.append(Tensor("parameter/1", "float32", shape, other.tensor("parameter/1").data))
+        record, frames, base = encode(Snapshot(tuple(sorted(kept, key=lambda t: t.name)), b"\x90"), None, FIDELITY)
+        hostile = replace(stored.records[stored.snapshots[1].digest()], base=base.digest())
+        stored.records |= {record.state_digest: record, hostile.state_digest: hostile}
+        stored.frames |= frames
+        for ask in (
+            lambda chained, digest: chained.get(digest),
+            lambda chained, digest: chained.tensor(digest, "parameter/1"),
+        ):
+            with pytest.raises(MalformedError, match="base has no tensor like parameter/1"):
+                ask(stored.chain(), hostile.state_digest)
+
+
+def test_a_frame_of_another_tensor_is_not_noticed_and_one_of_this_tensor_is(stored) -> None:
+    digest = next(iter(stored.records))
+    record = stored.records[digest]
+    own = set(frames_of(record, "parameter/3"))
+    for frame in record.blobs:
+        good = stored.frames[frame]
+        stored.frames[frame] = good[:1] + bytes(byte ^ 255 for byte in good[1:])
+        if frame in own:
+            with pytest.raises(MalformedError):
+                stored.chain().tensor(digest, "parameter/3")
+        else:
+            assert stored.chain().tensor(digest, "parameter/3").entry() == record.row("parameter/3").entry
+        stored.frames[frame] = good
+
+
+def test_an_entry_that_lies_about_its_hash_is_refused(stored) -> None:
+    """A consistent record whose one entry names another content than its frames hold."""
+    record = next(iter(stored.records.values()))
+    entries = [
+        replace(row.entry, digest=bytes(32)) if row.entry.name == "parameter/3" else row.entry for row in record.tensors
+    ]
+    rows = tuple(
+        StoredTensor(entry, row.encoding, row.exponent) for entry, row in zip(entries, record.tensors, strict=True)
+    )
+    lying = replace(record, state_digest=state_digest(entries, record.scalars), tensors=rows)
+    stored.records[lying.state_digest] = lying
+    with pytest.raises(MalformedError, match="decoded tensor parameter/3"):
+        stored.chain().tensor(lying.state_digest, "parameter/3")
+    assert stored.chain().tensor(lying.state_digest, "parameter/4").data.size == 28
