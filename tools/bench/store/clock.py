@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -12,9 +15,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Cost", "measured", "settle", "timed"]
 
-TICK = 0.01  # seconds between two looks at the process's CPU time
-BUSY = 0.5  # share of a tick, spent on any core, that counts as work going on
-QUIET = 0.1  # seconds without work after which a background thread counts as done; it may be waiting for the disk
+TASKS = Path("/proc/self/task")  # one directory for each thread of this process
+TICK = 0.005  # seconds between two looks at the threads
+QUIET = 0.05  # seconds in which no thread ran after which the background counts as done: beyond any hand-over
+WORKING = (
+    "R",
+    "D",
+)  # running or wanting to, and waiting for the disk; on a busy machine CPU time alone tells too little
 
 T = TypeVar("T")
 
@@ -42,7 +49,7 @@ def timed(work: Callable[[], object]) -> float:
 def measured(work: Callable[[], T]) -> tuple[Cost, T]:
     """Do ``work``, wait for what it left running in the background, and return the cost with its result.
 
-    What shows that something is left: a future as the result, and CPU time that goes on being used.
+    What shows that something is left: a future as the result, and threads that are still at work.
     """
     cpu = time.process_time()
     began = time.perf_counter()
@@ -55,14 +62,24 @@ def measured(work: Callable[[], T]) -> tuple[Cost, T]:
 
 
 def settle() -> float:
-    """Wait until this process has been idle for `QUIET`; return the seconds from the call to the last sign of work."""
+    """Wait until no other thread has run for `QUIET`; return the seconds from the call to the last sign of work."""
     began = last = time.perf_counter()
-    before, cpu = began, time.process_time()
     while True:
-        time.sleep(TICK)
-        now, used = time.perf_counter(), time.process_time()
-        if used - cpu > BUSY * (now - before):
+        now = time.perf_counter()
+        if _others_work():
             last = now
         elif now - last >= QUIET:
             return last - began
-        before, cpu = now, used
+        time.sleep(TICK)
+
+
+def _others_work() -> bool:
+    """Say whether a thread of this process, other than the one that asks, is at work."""
+    own = str(threading.get_native_id())
+    for task in TASKS.iterdir():
+        if task.name != own:
+            with suppress(FileNotFoundError, ProcessLookupError):  # it ended in between
+                state = (task / "stat").read_text().rpartition(")")[2].split()[0]
+                if state in WORKING:
+                    return True
+    return False
