@@ -107,7 +107,7 @@ def notes(workloads: list[Workload]) -> list[str]:
         f"torch {torch.__version__}, {torch.get_num_threads()} threads",
         *(f"{one.name}: a snapshot every {one.every} steps, {dict(one.config)}" for one in workloads),
         "Sizes: the rivals get the live state that our snapshot is then taken of, in the same training.",
-        "A stored snapshot is one between keyframes; a whole store has two keyframes here, a long run one among 64.",
+        "A stored snapshot is one between keyframes; a whole store has one in few here, one in 64 in a long run.",
         "Blocked: the time of the fetch at which a snapshot is taken, less that of an ordinary fetch.",
         "What the recorder has not finished when the next snapshot is due counts as blocked, too.",
         "CPU time: of the whole process, until nothing runs in the background any more.",

@@ -35,7 +35,7 @@ __all__ = ["MODES", "Extra", "extra_memory", "high_water"]
 STATUS = Path("/proc/self/status")
 MODES = ("plain", "recorded", TORCH, DCP)
 EVERY = 5  # steps to a snapshot
-SNAPSHOTS = 4  # two keyframes and two others
+SNAPSHOTS = 4  # besides the keyframe
 
 
 @dataclass(frozen=True)

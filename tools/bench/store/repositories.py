@@ -1,6 +1,6 @@
 """Rivals that keep the files of torch.save in a repository of their own: restic, borg, DVC.
 
-Each is given the same files in two goes, the state before training with the first snapshot and then all the others, so
+Each is given the same files in two goes, the state where recording began with the first snapshot, then all others, so
 that what a further snapshot adds can be told from the whole.
 """
 
@@ -49,7 +49,7 @@ def keep_all(files: Sequence[Path], folder: Path) -> dict[str, Kept]:
     """Keep ``files`` in a repository of each rival that is installed, one after the other, and remove it again.
 
     Args:
-        files: at least three: the state before training, the first snapshot, further ones.
+        files: at least three: the state where recording began, the first snapshot, further ones.
         folder: an existing folder on a disk with room for twice the files.
     """
     outcome = {}

@@ -63,8 +63,8 @@ def size_rows(name: str, fidelity: str, figures: Figures, aim: float | None, *, 
             compared(what, figures.stored / MEGA, kept.added / MEGA, against, "MB", aim=1.0, aim_text="smaller")
         )
     what = f"{name}, {fidelity}: whole store, {figures.snapshots} snapshots"
-    files = statistics.mean(figures.sizes[TORCH]) * (figures.snapshots - 1)
-    rows.append(compared(what, figures.store / MEGA, files / MEGA, f"{TORCH}, but for the state before training", "MB"))
+    files = statistics.mean(figures.sizes[TORCH]) * figures.snapshots
+    rows.append(compared(what, figures.store / MEGA, files / MEGA, f"{TORCH}, as many files", "MB"))
     for rival, kept in figures.kept.items():
         rows.append(
             compared(

@@ -34,7 +34,7 @@ class Rounds:
 
 
 def train(workload: Workload, fidelity: str, rounds: int, every: int) -> Rounds:
-    """Train both ways for ``rounds`` rounds, after one that warms up and ends in a keyframe."""
+    """Train both ways for ``rounds`` rounds, after one that warms up."""
     recorded: list[float] = []
     plain: list[float] = []
     with tempfile.TemporaryDirectory() as folder:

@@ -49,7 +49,7 @@ class Figures:
         blocked: per snapshot, how long training was blocked.
         cpu: per snapshot, CPU time of the whole process.
         stored: mean size of a stored snapshot between keyframes, its description included.
-        snapshots: how many the store holds, the state before training included.
+        snapshots: how many the store holds, that where recording began included.
         store: size of the store on disk.
         restored: per snapshot, time until its tensors were in memory and checked.
         loaded: per snapshot, the same by torch.load, unchecked.
@@ -116,7 +116,7 @@ def _record(loop: Loop, workload: Workload, fidelity: str, store: Path, savers: 
         savers.save(warm=True)
         loop.fetch()
         unfinished = False  # whether the last snapshot of `blocked` may have been encoded while the training went on
-        for number in range(workload.snapshots + 1):  # the first is a keyframe: the optimizer has just made its state
+        for number in range(workload.snapshots + 1):  # the first warms up
             loop.steps(workload.every)
             behind = settle()
             if unfinished:

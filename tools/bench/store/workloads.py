@@ -32,8 +32,9 @@ class Workload:
         recipe: its file.
         config: what ``build`` is called with.
         quick: what to change of that for a trial.
+        before: steps trained before anything is recorded: the first steps are like no others.
         every: steps from one snapshot to the next where size, blocked time and CPU time are measured.
-        snapshots: snapshots measured there, after the two keyframes at the beginning.
+        snapshots: snapshots measured there, after the keyframe and one more that warms up.
         large: whether the state is large enough to be seen in the memory of a process.
         size_aims: by fidelity, how many times smaller than torch.save a snapshot should be.
     """
@@ -42,6 +43,7 @@ class Workload:
     recipe: Path
     config: Mapping[str, Any]
     quick: Mapping[str, Any]
+    before: int = 10
     every: int = 10
     snapshots: int = 6
     large: bool = False
@@ -49,7 +51,7 @@ class Workload:
 
     def small(self) -> Workload:
         """Return the workload as it is tried out: the same program in seconds."""
-        return replace(self, config={**self.config, **self.quick}, every=2, snapshots=2)
+        return replace(self, config={**self.config, **self.quick}, before=min(self.before, 2), every=2, snapshots=2)
 
     def load(self) -> Recipe:
         """Execute the recipe's file."""
@@ -114,9 +116,12 @@ class Loop:
         self._source = self._endless()
         self._fetched: list[Any] = []
         self._batches = self._handed_out()
+        self.steps(workload.before)
 
     def record(self, store: Path, *, every: int, fidelity: str) -> Recorder:
-        """Begin to record this training; call it before the first step."""
+        """Begin to record this training, from here on and with a new pass over the data."""
+        self._source = self._endless()
+        self.ordinary.clear()
         return polstore.record(
             self.training.model,
             self.training.optimizer,
@@ -128,7 +133,6 @@ class Loop:
             recipe=self._workload.recipe,
             config=self._workload.config,
             seed=SEED,
-            initial="seed",
             fidelity=fidelity,
         )
 
