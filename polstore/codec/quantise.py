@@ -17,12 +17,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from polstore.codec.halves import to_halves
+from polstore.codec.proportion import name_key, round_short, round_steps, step_exponent
 from polstore.codec.snapshot import Array, Snapshot, Tensor
-from polstore.codec.values import MIN_EXPONENT, TOP_EXPONENT, add_halves, add_steps, round_mantissa, scale_halves
+from polstore.codec.values import (
+    MIN_EXPONENT,
+    SHORT_DIFFERENCE_BITS,
+    SHORT_VALUE_BITS,
+    TOP_EXPONENT,
+    add_halves,
+    add_steps,
+    round_mantissa,
+    scale_halves,
+)
 from polstore.errors import TrainingError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 __all__ = [
     "FIDELITIES",
@@ -31,13 +41,15 @@ __all__ = [
     "Quantised",
     "Role",
     "Scheme",
+    "base_is_previous",
     "quantise",
     "quantise_tensors",
     "role_of",
     "roles_of",
+    "writes_back",
 ]
 
-FIDELITIES = ("float16-writeback", "lossless")
+FIDELITIES = ("float16-writeback", "compact-writeback", "float16", "lossless")  # the first is what nothing said means
 
 # Last components of the names of float32 optimizer tensors: keys of torch.optim, and of Hugging Face's Adafactor.
 FIRST_MOMENTS = frozenset({"exp_avg", "momentum_buffer"})
@@ -124,6 +136,16 @@ class Quantised:
         return add(self.partner.data, self.items, self.exponent)
 
 
+def base_is_previous(fidelity: str) -> bool:
+    """Whether snapshots are taken against the one before them (or none), rather than against any of the last 64."""
+    return fidelity == "compact-writeback"
+
+
+def writes_back(fidelity: str) -> bool:
+    """Whether training goes on from what was committed, where that differs from the live state."""
+    return fidelity.endswith("-writeback")
+
+
 def role_of(name: str, dtype: str, shape: tuple[int, ...]) -> Role:
     """Return the role of a tensor by itself; `roles_of` also knows the one exception that depends on its neighbours.
 
@@ -186,14 +208,23 @@ def quantise_tensors(snapshot: Snapshot, base: Snapshot | None, fidelity: str) -
     if not lossless:
         _require_subnormals()
     roles = [Role.EXACT] * len(snapshot.tensors) if lossless else roles_of(snapshot.tensors)
-    return _quantise_each(snapshot.tensors, roles, base)
+    rule = _compact if fidelity == "compact-writeback" else _float16
+    return _quantise_each(snapshot.tensors, roles, base, rule)
 
 
-def _quantise_each(tensors: Iterable[Tensor], roles: Iterable[Role], base: Snapshot | None) -> Iterator[Quantised]:
+def _quantise_each(
+    tensors: Iterable[Tensor],
+    roles: Iterable[Role],
+    base: Snapshot | None,
+    rule: Callable[[Tensor, Tensor, Role], Quantised],
+) -> Iterator[Quantised]:
     for tensor, role in zip(tensors, roles, strict=True):
         partner = base.partner(tensor.name, tensor.dtype, tensor.shape) if base is not None else None
+        if partner is None or role is Role.EXACT or tensor.data.size == 0:
+            yield _exact(tensor, partner)
+            continue
         with np.errstate(all="ignore"):  # infinities and NaN are looked for, not trapped
-            part = _quantised(tensor, partner, role)
+            part = rule(tensor, partner, role)
         yield part
 
 
@@ -203,9 +234,8 @@ def _exact(tensor: Tensor, partner: Tensor | None) -> Quantised:
     return part
 
 
-def _quantised(tensor: Tensor, partner: Tensor | None, role: Role) -> Quantised:
-    if partner is None or role is Role.EXACT or tensor.data.size == 0:
-        return _exact(tensor, partner)
+def _float16(tensor: Tensor, partner: Tensor, role: Role) -> Quantised:
+    """Quantise a tensor for the two float16 fidelities."""
     about = (tensor.name, tensor.dtype, tensor.shape, partner)
     if role is Role.SECOND_MOMENT:
         data = round_mantissa(tensor.data)
@@ -223,6 +253,31 @@ def _quantised(tensor: Tensor, partner: Tensor | None, role: Role) -> Quantised:
     halves = to_halves(delta * np.float32(2.0**-exponent))
     scheme = Scheme.SCALED_DELTA if role is Role.WEIGHT else Scheme.SCALED_VALUE
     part = Quantised(*about, scheme, exponent, halves)
+    return part if math.isfinite(_largest(part.tensor.data)) else _exact(tensor, partner)
+
+
+def _compact(tensor: Tensor, partner: Tensor, role: Role) -> Quantised:
+    """Quantise a tensor for ``compact-writeback``."""
+    about = (tensor.name, tensor.dtype, tensor.shape, partner)
+    key = name_key(tensor.name)
+    if role is Role.WEIGHT:
+        delta = tensor.data - partner.data
+        largest = _largest(delta)
+        if not math.isfinite(largest):
+            return _exact(tensor, partner)
+        if largest == 0:
+            return Quantised(*about, Scheme.UNCHANGED)
+        exponent = step_exponent(delta)
+        steps = round_steps(delta, tensor.data, key, exponent)
+        part = Quantised(*about, Scheme.STEPPED_DELTA, exponent, steps)
+    elif not math.isfinite(_largest(tensor.data)):
+        return _exact(tensor, partner)
+    elif role is Role.FIRST_MOMENT:
+        short = round_short(tensor.data, key, SHORT_VALUE_BITS, keep_nonzero=False)
+        part = Quantised(*about, Scheme.SHORT_VALUE, items=short)
+    else:
+        short = round_short(tensor.data, key, SHORT_DIFFERENCE_BITS, keep_nonzero=True)
+        part = Quantised(*about, Scheme.SHORT_DIFFERENCE, items=short)
     return part if math.isfinite(_largest(part.tensor.data)) else _exact(tensor, partner)
 
 
