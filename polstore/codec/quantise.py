@@ -17,8 +17,18 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from polstore.codec.halves import to_halves
+from polstore.codec.proportion import name_key, round_short, round_steps, step_exponent
 from polstore.codec.snapshot import Array, Snapshot, Tensor
-from polstore.codec.values import MIN_EXPONENT, TOP_EXPONENT, add_halves, add_steps, round_mantissa, scale_halves
+from polstore.codec.values import (
+    MIN_EXPONENT,
+    SHORT_DIFFERENCE_BITS,
+    SHORT_VALUE_BITS,
+    TOP_EXPONENT,
+    add_halves,
+    add_steps,
+    round_mantissa,
+    scale_halves,
+)
 from polstore.errors import TrainingError, UsageError
 
 if TYPE_CHECKING:
@@ -42,7 +52,7 @@ __all__ = [
     "writes_back",
 ]
 
-FIDELITIES = ("float16-writeback", "lossless")
+FIDELITIES = ("float16-writeback", "compact-writeback", "float16", "lossless")  # the first is what nothing said means
 
 # Last components of the names of float32 optimizer tensors: keys of torch.optim, and of Hugging Face's Adafactor.
 FIRST_MOMENTS = frozenset({"exp_avg", "momentum_buffer"})
@@ -145,6 +155,16 @@ class Quantised:
         return add(self.partner.data, self.items, self.exponent)
 
 
+def base_is_previous(fidelity: str) -> bool:
+    """Whether snapshots are taken against the one before them (or none), rather than against any of the last 64."""
+    return fidelity == "compact-writeback"
+
+
+def writes_back(fidelity: str) -> bool:
+    """Whether training goes on from what was committed, where that differs from the live state."""
+    return fidelity.endswith("-writeback")
+
+
 def role_of(name: str, dtype: str, shape: tuple[int, ...]) -> Role:
     """Return the role of a tensor by itself; `roles_of` also knows the one exception that depends on its neighbours.
 
@@ -179,16 +199,6 @@ def roles_of(tensors: Iterable[Named]) -> list[Role]:
         centred = key == "square_avg" and f"{parent}/grad_avg" in names
         roles.append(Role.EXACT if centred else role_of(tensor.name, tensor.dtype, tensor.shape))
     return roles
-
-
-def writes_back(fidelity: str) -> bool:
-    """Say whether training goes on from the committed values."""
-    return fidelity.endswith("-writeback")
-
-
-def base_is_previous(fidelity: str) -> bool:
-    """Say whether snapshots are to be taken against the one before, where others are taken against a keyframe."""
-    return fidelity == "compact-writeback"
 
 
 def quantise(snapshot: Snapshot, base: Snapshot | None, fidelity: str) -> Snapshot:
@@ -228,10 +238,11 @@ def _quantise_each(
 
 def quantise_tensor(tensor: Tensor, partner: Tensor | None, role: Role, fidelity: str) -> Quantised:
     """Say how one tensor's committed values come about; the role is that of `roles_of`."""
-    if fidelity == "lossless":
+    if fidelity == "lossless" or partner is None or role is Role.EXACT or tensor.data.size == 0:
         return _exact(tensor, partner)
+    rule = _compact if fidelity == "compact-writeback" else _float16
     with np.errstate(all="ignore"):  # infinities and NaN are looked for, not trapped
-        return _quantised(tensor, partner, role)
+        return rule(tensor, partner, role)
 
 
 def _exact(tensor: Tensor, partner: Tensor | None) -> Quantised:
@@ -240,9 +251,8 @@ def _exact(tensor: Tensor, partner: Tensor | None) -> Quantised:
     return part
 
 
-def _quantised(tensor: Tensor, partner: Tensor | None, role: Role) -> Quantised:
-    if partner is None or role is Role.EXACT or tensor.data.size == 0:
-        return _exact(tensor, partner)
+def _float16(tensor: Tensor, partner: Tensor, role: Role) -> Quantised:
+    """Quantise a tensor for the two float16 fidelities."""
     about = (tensor.name, tensor.dtype, tensor.shape, partner)
     if role is Role.SECOND_MOMENT:
         data = round_mantissa(tensor.data)
@@ -260,6 +270,31 @@ def _quantised(tensor: Tensor, partner: Tensor | None, role: Role) -> Quantised:
     halves = to_halves(delta * np.float32(2.0**-exponent))
     scheme = Scheme.SCALED_DELTA if role is Role.WEIGHT else Scheme.SCALED_VALUE
     part = Quantised(*about, scheme, exponent, halves)
+    return part if math.isfinite(_largest(part.tensor.data)) else _exact(tensor, partner)
+
+
+def _compact(tensor: Tensor, partner: Tensor, role: Role) -> Quantised:
+    """Quantise a tensor for ``compact-writeback``."""
+    about = (tensor.name, tensor.dtype, tensor.shape, partner)
+    key = name_key(tensor.name)
+    if role is Role.WEIGHT:
+        delta = tensor.data - partner.data
+        largest = _largest(delta)
+        if not math.isfinite(largest):
+            return _exact(tensor, partner)
+        if largest == 0:
+            return Quantised(*about, Scheme.UNCHANGED)
+        exponent = step_exponent(delta)
+        steps = round_steps(delta, tensor.data, key, exponent)
+        part = Quantised(*about, Scheme.STEPPED_DELTA, exponent, steps)
+    elif not math.isfinite(_largest(tensor.data)):
+        return _exact(tensor, partner)
+    elif role is Role.FIRST_MOMENT:
+        short = round_short(tensor.data, key, SHORT_VALUE_BITS, keep_nonzero=False)
+        part = Quantised(*about, Scheme.SHORT_VALUE, items=short)
+    else:
+        short = round_short(tensor.data, key, SHORT_DIFFERENCE_BITS, keep_nonzero=True)
+        part = Quantised(*about, Scheme.SHORT_DIFFERENCE, items=short)
     return part if math.isfinite(_largest(part.tensor.data)) else _exact(tensor, partner)
 
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polstore.codec.live import capture
+from polstore.codec.live import capture, lanes
 from polstore.codec.quantise import FIDELITIES, quantise, writes_back
 from polstore.codec.snapshot import Snapshot, Tensor, bits
 
@@ -58,7 +58,7 @@ def test_the_capture_gives_the_bits_of_the_reference(fidelity, drawn):
     live = {name: torch.from_numpy(pair[1].copy()) for name, pair in pairs.items()}
     expected = quantise(before, base, fidelity)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(capture.BLOCK, "cpu", block)
+        patch.setitem(lanes.BLOCK, "cpu", block)
         captured = capture.Capture(fidelity).take(live, SCALARS, base)
     for wanted, got in zip(expected.tensors, captured.committed.tensors, strict=True):
         assert np.array_equal(bits(wanted.data), bits(got.data)), wanted.name

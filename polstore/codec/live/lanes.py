@@ -41,18 +41,23 @@ class Row:
 
 
 class Workspace(NamedTuple):
-    """Memory to work in, each part as large as a block: ``values`` float32, the others int32."""
+    """Memory to work in, each part as large as a block: ``values`` float32, the others int32.
+
+    ``numbers`` are 0, 1, 2, … and stay so.
+    """
 
     values: torch.Tensor
     words: torch.Tensor
     more: torch.Tensor
+    numbers: torch.Tensor
 
     @classmethod
     def on(cls, device: torch.device) -> Workspace:
         """Return new memory on a device."""
         size = BLOCK.get(device.type, BLOCK["cuda"])
         words, more = (torch.empty(size, dtype=torch.int32, device=device) for _ in range(2))
-        return cls(torch.empty(size, device=device), words, more)
+        numbers = torch.arange(size, dtype=torch.int32, device=device)
+        return cls(torch.empty(size, device=device), words, more, numbers)
 
 
 class Run(NamedTuple):
@@ -210,7 +215,7 @@ class Lane:
 
     def _block(self, ranges: list[tuple[int, int, int]]) -> Block:
         sizes = [end - start for _, start, end in ranges]
-        values, words, more = (memory[: sum(sizes)] for memory in self.workspace)
+        values, words, more, _ = (memory[: sum(sizes)] for memory in self.workspace)
         views = list(torch.split(values, sizes))
         runs = []
         for (number, start, end), view in zip(ranges, views, strict=True):

@@ -147,10 +147,10 @@ class _Steps(_OfValues):
     def apply(self, lane: Lane, block: Block, exponents: Sequence[int], items: torch.Tensor) -> None:
         scales = [exponents[run.number] for run in block.runs]
         _hash(lane, block)
-        block.words >>= 8
-        block.words &= 0xFFFFFF
-        between = block.more.view(torch.float32)
-        between.copy_(block.words)
+        words, between = block.words, block.more.view(torch.float32)
+        words >>= 8
+        words &= 0xFFFFFF
+        between.copy_(words)
         between *= 2.0**-24
         torch._foreach_mul_(block.views, [2.0**-scale for scale in scales])
         between += block.values.abs()
@@ -208,12 +208,11 @@ def _hash(lane: Lane, block: Block) -> None:
     """Fill the block's words with the hashes of its live values, as `polstore.codec.proportion` defines them."""
     x, shifted = block.words, block.more
     start = 0
-    places = lane.places
     for run in block.runs:
         own = x[start : start + run.live.numel()]
         start += own.numel()
         torch.bitwise_xor(run.live.view(torch.int32), _signed(name_key(lane.rows[run.number].name)), out=own)
-        own += places[: own.numel()]
+        torch.add(own, lane.workspace.numbers[: own.numel()], alpha=_signed(PLACE), out=own)
         own += _signed(run.start * PLACE)
     for bits, factor in zip(HASH_SHIFTS, (*HASH_FACTORS, None), strict=True):
         torch.bitwise_right_shift(x, bits, out=shifted)
