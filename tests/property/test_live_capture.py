@@ -84,6 +84,24 @@ def test_capturing_again_and_again_follows_a_base_that_changes():
             base = got
 
 
+def test_a_capture_that_the_next_one_is_taken_against_is_left_alone():
+    taker = capture.Capture("compact-writeback")
+    generator = np.random.default_rng(1)
+    live = {name: torch.zeros(100) for name in ("optimizer/w/exp_avg", "optimizer/w/exp_avg_sq", "parameter/w")}
+    base = taker.take(live, SCALARS, None).committed
+    for _ in range(5):
+        for tensor in live.values():
+            tensor += torch.from_numpy(np.abs(generator.standard_normal(100)).astype("f4"))
+        expected = quantise(
+            snapshot({name: tensor.numpy() for name, tensor in live.items()}), base, "compact-writeback"
+        )
+        before = [tensor.data.copy() for tensor in base.tensors]
+        got = taker.take(live, SCALARS, base).committed
+        assert all(np.array_equal(one, tensor.data) for one, tensor in zip(before, base.tensors, strict=True))
+        assert got.digest() == expected.digest()
+        base = got
+
+
 def test_strided_tensors_are_written_back_where_they_are():
     values = torch.arange(12, dtype=torch.float32).reshape(3, 4)
     live = values.t().clone(memory_format=torch.preserve_format)
