@@ -8,12 +8,14 @@ loosens a check. Torch is loaded at check 5, once everything that can be known w
 from __future__ import annotations
 
 import datetime
+import hashlib
 import math
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from polstore.codec.norms import distances
-from polstore.codec.quantise import FIDELITIES
+from polstore.codec.quantise import FIDELITIES, replays_exactly
 from polstore.errors import (
     ChallengeError,
     MalformedError,
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from polstore.codec.live.recipe import RecipeFile
+    from polstore.codec.snapshot import Snapshot
     from polstore.wire.challenge import Challenge
     from polstore.wire.checkpoint import Checkpoint
     from polstore.wire.keys import VerifierKey
@@ -321,6 +324,8 @@ class _Verification:
             lambda done: self.request.progress("replaying", before + done, total),
         )
         if end.digest() != record.end_state:
+            if not replays_exactly(self.manifest.fidelity):
+                return self.approximate(record, end)
             raise ReplayError(
                 f"segment {record.index}, state after step {record.end_step} ({self.mismatch(record, end)})",
                 expected=record.end_state,
@@ -330,7 +335,27 @@ class _Verification:
             record.index, record.start_step, record.end_step, Outcome.PASSED, "state digests are equal"
         )
 
-    def mismatch(self, record: SegmentRecord, end: Any) -> str:
+    def approximate(self, record: SegmentRecord, end: Snapshot) -> SegmentResult:
+        """Say what can be said where training went on from other values than were committed: nothing of the numbers."""
+        committed = self.states.get(record.end_state)
+        name = f"segment {record.index}, state after step {record.end_step}"
+        if end.scalars != committed.scalars:
+            raise ReplayError(
+                f"{name}: scalars",
+                expected=hashlib.sha256(committed.scalars).digest(),
+                got=hashlib.sha256(end.scalars).digest(),
+            )
+        ours, theirs = ([(t.name, t.dtype, t.shape) for t in state.tensors] for state in (end, committed))
+        if ours != theirs:
+            first = next(pair for pair in zip_longest(theirs, ours) if pair[0] != pair[1])
+            raise ReplayError(f"{name}: tensors", expected=first[0], got=first[1])
+        detail = (
+            f"fidelity {self.manifest.fidelity} needs a tolerance, which this version does not have: training went on "
+            "from other values than were committed"
+        )
+        return SegmentResult(record.index, record.start_step, record.end_step, Outcome.UNDECIDED, detail)
+
+    def mismatch(self, record: SegmentRecord, end: Snapshot) -> str:
         """Say where a replayed state differs from the committed one."""
         committed = self.states.get(record.end_state)
         theirs = {entry.name: entry for entry in committed.entries()}

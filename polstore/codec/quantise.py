@@ -46,6 +46,7 @@ __all__ = [
     "quantise",
     "quantise_tensor",
     "quantise_tensors",
+    "replays_exactly",
     "require_subnormals",
     "role_of",
     "roles_of",
@@ -163,6 +164,11 @@ def base_is_previous(fidelity: str) -> bool:
 def writes_back(fidelity: str) -> bool:
     """Whether training goes on from what was committed, where that differs from the live state."""
     return fidelity.endswith("-writeback")
+
+
+def replays_exactly(fidelity: str) -> bool:
+    """Whether a replay starts from the very values that training went on from, so that it must end in the same ones."""
+    return fidelity == "lossless" or writes_back(fidelity)
 
 
 def role_of(name: str, dtype: str, shape: tuple[int, ...]) -> Role:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from polstore.errors import DamagedError, MissingError
 from polstore.storage import keys
+from polstore.storage.records import unpack_record
 from polstore.wire import merkle
 from polstore.wire.fields import DIGEST_SIZE
 
@@ -122,10 +123,11 @@ class Reader:
     def stored_snapshot(self, state_digest: bytes) -> bytes:
         """Return the record of how a snapshot is stored, as it was put."""
         key = keys.digest_key(keys.STORED_SNAPSHOT, state_digest)
-        return self._get(key, f"snapshot {state_digest.hex()}")
+        value = self._get(key, f"snapshot {state_digest.hex()}")
+        return unpack_record(value, f"record of snapshot {state_digest.hex()} of store {self._handle.path}")
 
     def stored_snapshot_size(self, state_digest: bytes) -> int:
-        """Return the length of the record of how a snapshot is stored, in bytes, without reading it."""
+        """Return how many bytes the record of how a snapshot is stored takes in the store, without reading it."""
         size = self._handle.size(keys.digest_key(keys.STORED_SNAPSHOT, state_digest))
         if size is None:
             raise self._missing(f"snapshot {state_digest.hex()}")

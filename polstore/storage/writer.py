@@ -12,6 +12,7 @@ import hashlib
 from polstore.errors import DamagedError, ExistsError, UsageError
 from polstore.storage import keys
 from polstore.storage.reader import Reader
+from polstore.storage.records import pack_record
 from polstore.wire import merkle
 
 __all__ = ["MAX_LEAF", "Writer"]
@@ -57,7 +58,8 @@ class Writer(Reader):
 
     def put_stored_snapshot(self, state_digest: bytes, record: bytes) -> None:
         """Store the record of how a snapshot is stored, in place of what was there (it may be recompressed)."""
-        self._handle.put(keys.digest_key(keys.STORED_SNAPSHOT, state_digest), record, overwrite=True)
+        key = keys.digest_key(keys.STORED_SNAPSHOT, state_digest)
+        self._handle.put(key, pack_record(record), overwrite=True)
 
     def delete_blob(self, digest: bytes) -> bool:
         """Delete a blob and return whether it was there; the caller has made sure that nothing needs it."""

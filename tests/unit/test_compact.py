@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -359,3 +360,30 @@ def test_what_fidelities_mean() -> None:
     rng = np.random.default_rng(10)
     live, base = one(rng.standard_normal(50)), one(rng.standard_normal(50))
     assert quantise(live, base, "float16").digest() == quantise(live, base, "float16-writeback").digest()
+
+
+def test_worked_example_of_the_spec() -> None:
+    text = " ".join((Path(__file__).parents[2] / "specs" / "codec.md").read_text().split())
+    base, live = one([1.0, -2.0, 0.5]), one([1.001, -2.0005, 0.5])
+    (part,) = quantise_tensors(live, base, COMPACT)
+    assert (part.exponent, part.items.tolist()) == (-14, [16, -8, 0])
+    assert f"{proportion.name_key(WEIGHT):08x}" in text
+    words = [word(value) for value in live.tensors[0].data]
+    for place, value in enumerate(words):
+        assert f"`{mixed(value, WEIGHT, place):08x}`" in text
+    for value in part.tensor.data:
+        assert f"`{word(value):08x}`" in text
+    for name, value, result, item in (
+        (FIRST, 1.2345679, "3fa00000", "07f4"),
+        (SECOND, 1.0e-8, "322c0000", "322c"),
+    ):
+        live, base = one([value], name), one([0.0], name)
+        got = run([value], [0.0], name)
+        assert f"{word(got[0]):08x}" == result
+        stated = f"key `{proportion.name_key(name):08x}`, hash `{mixed(word(value), name, 0):08x}`"
+        assert stated in text
+        assert f"`{result}`" in text
+        record, blobs, _ = encode(live, base, COMPACT)
+        low, high = (blobs[frame.digest] for frame in record.groups[0].frames)
+        assert (low[:1], high[:1], f"{high[1]:02x}{low[1]:02x}") == (b"\0", b"\0", item)
+        assert f"item `{item}`" in text
