@@ -17,7 +17,7 @@ from polstore.errors import CallerError, DamagedError, FullError, LockedError, U
 from polstore.files import FULL, file_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     Transaction: TypeAlias = lmdb.Transaction[memoryview]
@@ -114,8 +114,12 @@ class Handle:
 
     def last(self, prefix: bytes) -> bytes | None:
         """Return the last key that begins with ``prefix``, or None; the byte after it must never be 255."""
+        return self.last_before(prefix + b"\xff", prefix)
+
+    def last_before(self, end: bytes, prefix: bytes) -> bytes | None:
+        """Return the last key below ``end`` if it begins with ``prefix``, or None."""
         with self._used() as transaction, transaction.cursor() as cursor:
-            found = cursor.prev() if cursor.set_range(prefix + b"\xff") else cursor.last()
+            found = cursor.prev() if cursor.set_range(end) else cursor.last()
             key = bytes(cursor.key()) if found else b""
             return key if key.startswith(prefix) else None
 
@@ -145,6 +149,21 @@ class Handle:
         self.written += len(key) + len(value)
         with self._used() as transaction:
             return transaction.put(key, value, overwrite=overwrite)
+
+    def put_many(self, pairs: Iterable[tuple[bytes, bytes]]) -> int:
+        """Store many values, none of them overwriting; return how many keys were free. Fastest in the keys' order.
+
+        Raises:
+            UsageError: a value longer than `MAX_VALUE`.
+        """
+        found = list(pairs)
+        for key, value in found:
+            if len(value) > MAX_VALUE:
+                raise UsageError("value is too long for LMDB", expected=f"at most {MAX_VALUE} bytes", got=len(value))
+            self.written += len(key) + len(value)
+        with self._used() as transaction, transaction.cursor() as cursor:
+            _, added = cursor.putmulti(found, overwrite=False)
+            return int(added)
 
     def delete(self, key: bytes) -> bool:
         """Remove a key and its value; return whether it was there."""
