@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_CONSISTENCY",
+    "MAX_CONSISTENCY_BYTES",
     "MAX_PARENTS",
     "LedgerLeaf",
     "ParentRoot",
