@@ -149,7 +149,7 @@ def _find_not_entered(view: Reader, runs: set[str], found: Audit) -> None:
         for size in view.roots(run):
             try:
                 origin = parse_text(note.parse(view.root(run, size)).text).origin
-            except MalformedError:
-                continue  # the check of the run names it
-            if view.ledger.find(origin, size) is None:
-                found.not_entered.append(f"{origin}, {size} leaves")
+                if view.ledger.find(origin, size) is None:
+                    found.not_entered.append(f"{origin}, {size} leaves")
+            except (MalformedError, DamagedError):
+                continue  # the check of the run, or of the leaf, names it
