@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from polstore.wire.keys import VerifierKey
     from polstore.wire.manifest import Manifest
 
-__all__ = ["EVIDENCE", "Entered", "check_entry", "check_log"]
+__all__ = ["EVIDENCE", "Entered", "Kept", "check_entry", "check_extension", "check_log"]
 
 EVIDENCE = ".evidence"  # what is added to the name of the state file
 
@@ -86,6 +86,57 @@ def check_entry(
     if head.timestamp is not None and timestamp is not None and head.timestamp < timestamp:
         raise LedgerError("time of a head that has this root", expected=f"{timestamp} or later", got=head.timestamp)
     return Entered(proof.index, head)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The verifier's own last head, whose signatures were checked when it was kept: the note and what it states."""
+
+    data: bytes
+    checkpoint: Checkpoint
+
+    @classmethod
+    def parse(cls, data: bytes) -> Kept:
+        """Parse a note; raises `MalformedError`."""
+        return cls(data, parse_text(parse_note(data).text))
+
+    def time(self, keys: Sequence[VerifierKey]) -> int | None:
+        """Return the time that these keys gave it; None if other keys have signed it."""
+        try:
+            verified = verify_note(parse_note(self.data), keys)
+        except SignatureError:
+            return None
+        return max((item.timestamp for item in verified if item.timestamp is not None), default=None)
+
+
+def check_extension(kept: Kept, head: OpenedRoot, keys: Sequence[VerifierKey], consistency: bytes | None) -> None:
+    """Check that a head other than the kept one is of the same log, which has only grown since.
+
+    Args:
+        kept: the head that the verifier kept.
+        head: the other one, its signatures checked.
+        keys: the verifier's keys, under which the times of both are compared.
+        consistency: lines of the consistency proof; not needed where the kept log is empty.
+
+    Raises:
+        LedgerError: rollback, split view, or a larger head with an earlier time.
+        MalformedError: the proof is not in its format.
+        MerkleError: the proof does not lead to both roots.
+    """
+    old, new = kept.checkpoint, head.checkpoint
+    if new.size < old.size:
+        raise LedgerError("rollback: leaves of the head", expected=f"{old.size} or more", got=new.size)
+    if new.size == old.size:
+        raise LedgerError(f"split view: two roots over {new.size} leaves", expected=old.root, got=new.root)
+    if old.size:  # an empty log is a prefix of every other
+        proof = parse_consistency(consistency or b"")
+        try:
+            merkle.verify_consistency(old.size, old.root, new.size, new.root, proof)
+        except MerkleError as error:
+            raise MerkleError(f"not shown to extend the head that was kept: {error}") from error
+    before, after = kept.time(keys), head.timestamp
+    if before is not None and after is not None and after < before:
+        raise LedgerError("backdated: time of a larger head", expected=f"{before} or later", got=after)
 
 
 def check_log(
@@ -182,7 +233,7 @@ class _Comparison:
         if new.size > old.size and old.size and self.consistency is None:
             return Outcome.UNDECIDED, f"no consistency proof from {old.size} to {new.size} leaves was given"
         try:
-            self._compare(old, new)
+            check_extension(self.kept, self.opened, self.keys, self.consistency)
         except ProofError:
             self._keep_evidence()
             raise
@@ -196,21 +247,6 @@ class _Comparison:
         if stated is None or stated < self.not_before:
             raise LedgerError("stale head: its time", expected=f"{self.not_before} or later", got=stated)
         return Outcome.PASSED, f"{stated}, self-asserted"
-
-    def _compare(self, old: Checkpoint, new: Checkpoint) -> None:
-        if new.size < old.size:
-            raise LedgerError("rollback: leaves of the head", expected=f"{old.size} or more", got=new.size)
-        if new.size == old.size:
-            raise LedgerError(f"split view: two roots over {new.size} leaves", expected=old.root, got=new.root)
-        if old.size:  # an empty log is a prefix of every other
-            proof = parse_consistency(self.consistency or b"")
-            try:
-                merkle.verify_consistency(old.size, old.root, new.size, new.root, proof)
-            except MerkleError as error:
-                raise MerkleError(f"not shown to extend the head that was kept: {error}") from error
-        before, after = self.kept.time(self.keys) if self.kept else None, self.opened.timestamp
-        if before is not None and after is not None and after < before:
-            raise LedgerError("backdated: time of a larger head", expected=f"{before} or later", got=after)
 
     def _keep_evidence(self) -> None:
         """Keep both notes beside the state; what is there already is never overwritten."""
@@ -231,26 +267,9 @@ class _Comparison:
             self.warnings.append(f"both notes are kept as evidence: {folder / name}-kept and -seen")
 
 
-@dataclass(frozen=True)
-class _Kept:
-    """The verifier's own last head; it was checked when it was kept."""
-
-    data: bytes
-    checkpoint: Checkpoint
-
-    def time(self, keys: Sequence[VerifierKey]) -> int | None:
-        """Return the time that these keys gave it; None if other keys have signed it."""
-        try:
-            verified = verify_note(parse_note(self.data), keys)
-        except SignatureError:
-            return None
-        return max((item.timestamp for item in verified if item.timestamp is not None), default=None)
-
-
-def _kept(state: Path) -> _Kept | None:
+def _kept(state: Path) -> Kept | None:
     try:
-        data = read_file(state, MAX_NOTE)
-        return _Kept(data, parse_text(parse_note(data).text))
+        return Kept.parse(read_file(state, MAX_NOTE))
     except MissingError:
         return None
     except MalformedError as error:
