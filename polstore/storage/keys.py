@@ -17,7 +17,7 @@ from polstore.errors import UsageError
 from polstore.wire.fields import DIGEST_SIZE, MAX_INDEX
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
 __all__ = [
     "BLOB",
@@ -35,13 +35,14 @@ __all__ = [
     "check_run_name",
     "digest_key",
     "last_number",
+    "ledger_entries",
     "ledger_entry_key",
     "ledger_key",
+    "ledger_leaves",
     "ledger_node_key",
     "ledger_nodes",
     "node_key",
     "number_key",
-    "packed",
     "run_key",
     "run_prefix",
 ]
@@ -60,7 +61,9 @@ LEDGER_ENTRY = b"E"  # SHA-256 of an origin, tree size -> index of the leaf that
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 MAX_LEVEL = MAX_INDEX.bit_length()
-NUMBER_SIZE = 8  # bytes of an index in a value
+NUMBER_SIZE = 8  # bytes of a number at the end of a key, or of an index in a value
+_NUMBER = struct.Struct(">Q").pack
+_NODE_KEY = struct.Struct(">cBQ").pack
 
 
 def check_run_name(name: str) -> str:
@@ -110,24 +113,39 @@ def ledger_key(table: bytes, number: int) -> bytes:
 
 def ledger_node_key(level: int, index: int) -> bytes:
     """Return the key of the ledger's node over the leaves ``[index << level, (index + 1) << level)``."""
-    return LEDGER_NODE + struct.pack(">BQ", _checked(level, MAX_LEVEL), _checked(index, MAX_INDEX))
+    if not (0 <= level <= MAX_LEVEL and 0 <= index <= MAX_INDEX):
+        _checked(level, MAX_LEVEL)
+        _checked(index, MAX_INDEX)
+    return _NODE_KEY(LEDGER_NODE, level, index)
 
 
-def ledger_nodes(level: int, first: int, nodes: Sequence[bytes]) -> Iterator[tuple[bytes, bytes]]:
+def ledger_leaves(first: int, leaves: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    """Yield neighbouring leaves of the ledger with their keys; the fast form of `ledger_key`."""
+    return ((LEDGER_LEAF + _NUMBER(index), leaf) for index, leaf in enumerate(leaves, first))
+
+
+def ledger_nodes(level: int, first: int, nodes: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
     """Yield neighbours of one level of the ledger with their keys; the fast form of `ledger_node_key`."""
     prefix = ledger_node_key(level, first)[:2]
-    numbers = struct.Struct(">Q").pack
-    return ((prefix + numbers(index), node) for index, node in enumerate(nodes, first))
+    return ((prefix + _NUMBER(index), node) for index, node in enumerate(nodes, first))
 
 
 def ledger_entry_key(origin: str, size: int) -> bytes:
     """Return the key under which the ledger is searched for a signed root; hashed, as an origin may be too long."""
-    return LEDGER_ENTRY + sha256(origin.encode()).digest() + struct.pack(">Q", _checked(size, MAX_INDEX))
+    return LEDGER_ENTRY + sha256(origin.encode()).digest() + _NUMBER(_checked(size, MAX_INDEX))
 
 
-def packed(number: int) -> bytes:
-    """Return an index as a value, `NUMBER_SIZE` bytes."""
-    return struct.pack(">Q", number)
+def ledger_entries(first: int, roots: Iterable[tuple[str, int]]) -> list[tuple[bytes, bytes]]:
+    """Return keys and values for the signed roots that neighbouring leaves enter, sorted by key."""
+    prefixes: dict[str, bytes] = {}
+    pairs = []
+    for index, (origin, size) in enumerate(roots, first):
+        prefix = prefixes.get(origin)
+        if prefix is None:
+            prefix = prefixes[origin] = ledger_entry_key(origin, size)[:-NUMBER_SIZE]
+        pairs.append((prefix + _NUMBER(size), _NUMBER(index)))
+    pairs.sort()
+    return pairs
 
 
 def last_number(key: bytes) -> int:

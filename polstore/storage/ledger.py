@@ -132,11 +132,10 @@ class LedgerWriter(LedgerReader):
                 raise UsageError("leaf of the ledger is too long", expected=MAX_LEAF, got=len(entry.leaf))
         first = self.size()
         hashes = merkle.leaf_hashes(entry.leaf for entry in entries)
-        named = sorted((keys.ledger_entry_key(entry.origin, entry.size), at) for at, entry in enumerate(entries, first))
-        if self._handle.put_many((key, keys.packed(at)) for key, at in named) != len(named):
+        named = keys.ledger_entries(first, ((entry.origin, entry.size) for entry in entries))
+        if self._handle.put_many(named) != len(named):
             raise ExistsError(f"a signed root is in the ledger of store {self._handle.path} already")
-        leaves = ((keys.ledger_key(keys.LEDGER_LEAF, at), entry.leaf) for at, entry in enumerate(entries, first))
-        stored = self._handle.put_many(leaves)
+        stored = self._handle.put_many(keys.ledger_leaves(first, (entry.leaf for entry in entries)))
         expected = len(entries)
         for level, start, nodes in merkle.completed_levels(first, hashes, self.node):
             stored += self._handle.put_many(keys.ledger_nodes(level, start, nodes))

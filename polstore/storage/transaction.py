@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import contextmanager
+from itertools import chain
 from typing import TYPE_CHECKING, TypeAlias
 
 import lmdb
@@ -102,9 +103,12 @@ class Handle:
 
     def get(self, key: bytes) -> bytes | None:
         """Return a copy of a value, or None."""
-        with self._used() as transaction:
-            value = transaction.get(key)
-            return None if value is None else bytes(value)
+        self._require_use()
+        try:  # not `_used`: proofs are made of many small reads, and a context manager costs more than one of them
+            value = self._transaction.get(key)
+        except lmdb.Error as error:
+            raise translated(error, self.path) from error
+        return None if value is None else bytes(value)
 
     def size(self, key: bytes) -> int | None:
         """Return the length of a value in bytes, without reading it, or None."""
@@ -157,10 +161,10 @@ class Handle:
             UsageError: a value longer than `MAX_VALUE`.
         """
         found = list(pairs)
-        for key, value in found:
-            if len(value) > MAX_VALUE:
-                raise UsageError("value is too long for LMDB", expected=f"at most {MAX_VALUE} bytes", got=len(value))
-            self.written += len(key) + len(value)
+        total = sum(map(len, chain.from_iterable(found)))
+        if total > MAX_VALUE and (longest := max(len(value) for _, value in found)) > MAX_VALUE:
+            raise UsageError("value is too long for LMDB", expected=f"at most {MAX_VALUE} bytes", got=longest)
+        self.written += total
         with self._used() as transaction, transaction.cursor() as cursor:
             _, added = cursor.putmulti(found, overwrite=False)
             return int(added)
@@ -171,11 +175,14 @@ class Handle:
         with self._used() as transaction:
             return transaction.delete(key)
 
-    @contextmanager
-    def _used(self) -> Iterator[Transaction]:
+    def _require_use(self) -> None:
         check_process(self._process, self.path)
         if self._ended:
             raise UsageError(f"store {self.path}: this view of it has ended; use it inside its 'with' block only")
+
+    @contextmanager
+    def _used(self) -> Iterator[Transaction]:
+        self._require_use()
         try:
             yield self._transaction
         except lmdb.MapFullError as error:
