@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import hashlib
+import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -361,6 +363,21 @@ def test_small_order_key(tmp_path):
     (tmp_path / "key.pub").write_text(line + "\n")
     with pytest.raises(KeyFileError, match="large order"):
         load_verifier_keys(tmp_path / "key.pub")
+
+
+def test_one_comparison_at_a_time(state):
+    """Of two at once, the one with the smaller head must not write last."""
+    see(state, HONEST.head(3))
+    with state.with_name(f".{state.name}.lock").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        late = threading.Thread(target=see, args=(state, HONEST.head(4), HONEST.consistency(3, 4)))
+        late.start()
+        late.join(0.2)
+        assert late.is_alive()
+        state.write_bytes(HONEST.head(6))
+    late.join()
+    assert state.read_bytes() == HONEST.head(6)
+    assert evidence_of(state)
 
 
 @pytest.mark.parametrize("head", [b"", b"nonsense", HONEST.head(6)[:-1], HONEST.head(6).replace(b"\n6\n", b"\n+6\n")])

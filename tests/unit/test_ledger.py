@@ -364,6 +364,18 @@ def test_nothing_is_signed_over_a_damaged_ledger(store, make_run, extend_run, th
         assert any("ledger" in what for what in damages(store))
 
 
+def test_a_new_root_that_hides_the_old_leaves_is_not_signed(store, make_run, extend_run):
+    """The old root can still be computed; only the consistency proof shows that the new one is of other leaves."""
+    writer = make_run(store, "r", 2, complete=False)
+    commit(store, "r", KEY, now=at(1))
+    extend_run(writer, 2, 3)
+    change(store, b"nr\0\x02" + number(0), merkle.leaf_hash(b"another tree"))
+    before = contents(store, (b"",))
+    with pytest.raises(DamagedError, match="does not extend what was signed"):
+        commit(store, "r", KEY, now=at(9))
+    assert contents(store, (b"",)) == before
+
+
 @pytest.mark.parametrize("lost", ["leaf", "node", "root"])
 def test_nothing_is_signed_over_a_rewritten_run(store, make_run, extend_run, lost):
     writer = make_run(store, "r", 3, complete=False)
