@@ -5,6 +5,7 @@
     │   ├── MalformedError             bytes that are not what the format says
     │   ├── SignatureError             a note without the signatures that were asked for
     │   ├── MerkleError                an inclusion or consistency proof that does not fit its root
+    │   ├── LedgerError                a log that was rolled back, or shows two views
     │   ├── ContinuityError            records that do not join up into one run
     │   ├── ChallengeError             not the segments that were asked for
     │   ├── DataError                  training samples other than the committed ones
@@ -35,6 +36,7 @@ __all__ = [
     "ExistsError",
     "FullError",
     "KeyFileError",
+    "LedgerError",
     "LockedError",
     "MalformedError",
     "MerkleError",
@@ -89,6 +91,10 @@ class SignatureError(ProofError):
 
 class MerkleError(ProofError):
     """An inclusion or consistency proof that does not lead to the root."""
+
+
+class LedgerError(ProofError):
+    """A log that was rolled back, shows two views of itself, or lies about its time."""
 
 
 class ContinuityError(ProofError):

@@ -1,4 +1,4 @@
-"""Checking a whole store: every blob, record, tree node, snapshot and signed root, and what each damage costs.
+"""Checking a whole store: every blob, record, tree node, snapshot and signed root, the ledger, and what damage costs.
 
 Changes nothing. Hashes are checked, signatures are not: that needs a key and is polverify's part.
 """
@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from polstore.errors import DamagedError, MissingError
+from polstore.ledger_audit import audit
 from polstore.reader import Run
 from polstore.wire import merkle
 
@@ -35,11 +36,13 @@ class Damage:
 
 @dataclass
 class Report:
-    """What a check of a store found."""
+    """What a check of a store found; ``not_entered`` are signed roots that its ledger lacks, which is no damage."""
 
     blobs: int = 0
     snapshots: int = 0
     runs: int = 0
+    ledger: int = 0
+    not_entered: list[str] = field(default_factory=list)
     damages: list[Damage] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
@@ -48,6 +51,8 @@ class Report:
             "blobs": self.blobs,
             "snapshots": self.snapshots,
             "runs": self.runs,
+            "ledger": self.ledger,
+            "not_entered": self.not_entered,
             "damages": [vars(damage) for damage in self.damages],
         }
 
@@ -71,6 +76,11 @@ def check_store(store: Store, progress: Callable[[str, int, int], None]) -> Repo
     for name in names:
         _check_run(report, store, name, progress)
     report.runs = len(names)
+    with store.read() as view:
+        found = audit(view, progress)
+    report.ledger, report.not_entered = found.leaves, found.not_entered
+    for what, error, cost in found.damages:
+        _damage(report, what, error, cost)
     return report
 
 

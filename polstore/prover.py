@@ -1,4 +1,4 @@
-"""Committing a run under a signed root, and opening segments of it in a bundle.
+"""Committing a run under a signed root in the ledger, and opening segments of it in a bundle.
 
 Everything here is read from the store and from a key; no torch and no training is needed to prove.
 """
@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from polstore import ledger
 from polstore.errors import (
     DamagedError,
     ExistsError,
@@ -21,9 +22,11 @@ from polstore.errors import (
 from polstore.files import write_atomic
 from polstore.wire import merkle
 from polstore.wire.bundle import Bundle, OpenedSegment, Samples
-from polstore.wire.checkpoint import Checkpoint, open_root, run_origin, sign_root
+from polstore.wire.checkpoint import Checkpoint, open_root, parse_text, run_origin, sign_root
+from polstore.wire.ledger import LedgerLeaf
 from polstore.wire.manifest import Manifest
 from polstore.wire.multi_proof import multi_proof
+from polstore.wire.note import parse as parse_note
 from polstore.wire.randomness import sample_salt
 from polstore.wire.segment import SegmentRecord
 from polstore.wire.steps import Steps
@@ -34,21 +37,25 @@ if TYPE_CHECKING:
 
     from polstore.codec import frames
     from polstore.reader import Run
+    from polstore.storage.reader import Reader
     from polstore.storage.store import Store
+    from polstore.storage.writer import Writer
     from polstore.wire.keys import SigningKey
 
 __all__ = ["Proof", "commit", "prove"]
 
 
 def commit(store: Store, run: str, key: SigningKey, *, now: Callable[[], float] = time.time) -> bytes:
-    """Sign the root over all leaves that ``run`` has by now, keep it in the store and return it.
+    """Sign the root over all leaves that ``run`` has by now, enter it into the ledger, and return it.
 
-    Calling it again without a new segment returns what was signed before.
+    Root, ledger entry and the ledger's new head are stored in one transaction, so commits at the same time follow each
+    other and a crash leaves all or nothing of one. Calling it again without a new segment returns what was signed
+    before, and enters it where the store is older than its ledger.
 
     Args:
         store: a store open for writing.
         run: name of the run.
-        key: signs the root, and cosigns it with the time under the cosignature key derived from it.
+        key: signs root and head, and cosigns both with the time under the cosignature key derived from it.
         now: the clock, in seconds since 1970.
 
     Returns:
@@ -56,19 +63,71 @@ def commit(store: Store, run: str, key: SigningKey, *, now: Callable[[], float] 
 
     Raises:
         MissingError: no such run.
+        UsageError: the store's ledger belongs to another key name.
         ExistsError: this size was signed under another key.
-        DamagedError: the root that was signed before is not of what the store holds now.
+        DamagedError: what the store holds is not what was signed before; nothing more is signed then.
     """
-    with store.read() as view:
-        size = view.leaf_count(run)
+
+    def work(transaction: Writer) -> bytes:
+        size = transaction.leaf_count(run)
         if size == 0:
             raise MissingError(f"no run {run} in the store")
-        root = view.tree_root(run, size)
-        if size in view.roots(run):
-            return _signed_before(view.root(run, size), Checkpoint(run_origin(key.name, run), size, root), key)
-    signed = sign_root(Checkpoint(run_origin(key.name, run), size, root), key, int(now()))
-    store.write(lambda transaction: transaction.put_root(run, size, signed))
-    return signed
+        ledger.require_owner(transaction, key.name)
+        checkpoint = Checkpoint(run_origin(key.name, run), size, transaction.tree_root(run, size))
+        timestamp = ledger.signing_time(transaction, key, int(now()))
+        newest = transaction.newest_root(run)
+        if newest == size:
+            signed = _signed_before(transaction.root(run, size), checkpoint, key)
+        else:
+            if newest is not None:
+                last = _signed_checkpoint(transaction, run, newest)
+                ledger.require_extends(last, checkpoint, transaction.tree(run), f"run {run}")
+            signed = sign_root(checkpoint, key, timestamp)
+            transaction.put_root(run, size, signed)
+        leaves = _not_entered(transaction, run, checkpoint.origin)
+        if leaves:
+            ledger.enter(transaction, leaves, key, timestamp)
+        return signed
+
+    return store.write(work)
+
+
+def _not_entered(view: Reader, run: str, origin: str) -> list[LedgerLeaf]:
+    """Return the leaves of the signed roots under this origin that are not in the ledger, oldest first.
+
+    That is the newest one, as a rule: every commit enters what it signs.
+    """
+    leaves: list[LedgerLeaf] = []
+    size = view.newest_root(run)
+    while size is not None and view.ledger.find(origin, size) is None:
+        checkpoint = _signed_checkpoint(view, run, size)
+        if checkpoint.origin == origin:  # else it was copied, with the run, from another signer's store
+            leaves.append(LedgerLeaf.of(checkpoint, _manifest(view, run)))
+        size = view.newest_root(run, below=size)
+    return leaves[::-1]
+
+
+def _signed_checkpoint(view: Reader, run: str, size: int) -> Checkpoint:
+    """Return what a signed root states, after comparing it with the run's tree; signatures are not checked."""
+    what = f"signed root over {size} leaves of run {run}"
+    try:
+        checkpoint = parse_text(parse_note(view.root(run, size)).text)
+    except MalformedError as error:
+        raise DamagedError(f"{what} is damaged: {error}") from error
+    count = view.leaf_count(run)
+    if size > count:
+        raise DamagedError(f"run {run} has lost leaves that were signed", expected=f"{size} or more", got=count)
+    root = view.tree_root(run, size)
+    if (checkpoint.size, checkpoint.root) != (size, root):
+        raise DamagedError(f"{what} is not of what the store holds", expected=checkpoint.root, got=root)
+    return checkpoint
+
+
+def _manifest(view: Reader, run: str) -> Manifest:
+    try:
+        return Manifest.parse(view.leaf(run, 0))
+    except MalformedError as error:
+        raise DamagedError(f"manifest of run {run} is damaged: {error}") from error
 
 
 def _signed_before(signed: bytes, checkpoint: Checkpoint, key: SigningKey) -> bytes:

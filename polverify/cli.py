@@ -1,4 +1,4 @@
-"""The command `polverify`: challenge, check, show.
+"""The command `polverify`: challenge, check, log, show.
 
 Exit codes: 0 ACCEPT or fine, 1 REJECT, 2 wrong usage, 3 INCONCLUSIVE, 4 the caller's side at fault, 130 interrupted.
 """
@@ -6,6 +6,7 @@ Exit codes: 0 ACCEPT or fine, 1 REJECT, 2 wrong usage, 3 INCONCLUSIVE, 4 the cal
 from __future__ import annotations
 
 import secrets
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +22,10 @@ from polstore.files import read_file, write_atomic
 from polstore.wire.challenge import MAX_BYTES as MAX_CHALLENGE
 from polstore.wire.challenge import NONCE_SIZE, Challenge
 from polstore.wire.checkpoint import open_root
+from polstore.wire.ledger import MAX_CONSISTENCY_BYTES
 from polstore.wire.note import MAX_NOTE
+from polstore.wire.tlog_proof import MAX_FILE
+from polverify.log import check_log
 from polverify.show import claims
 from polverify.verdict import Outcome, Verdict
 from polverify.verify import Request, verify
@@ -95,6 +99,10 @@ def check(
     challenge: Annotated[
         Path | None, typer.Option(metavar="CHALLENGE", help="The challenge that the bundle answers.")
     ] = None,
+    ledger: Annotated[
+        Path | None,
+        typer.Option(metavar="PROOF", help="Proof that the ledger has the root, as polstore log prove wrote it."),
+    ] = None,
     device: Annotated[str, typer.Option(metavar="D", help="Where to replay: cpu, cuda, cuda:1.")] = "cpu",
     as_json: AsJson = False,
 ) -> None:
@@ -111,10 +119,46 @@ def check(
                 bundle=bundle,
                 recipe=RecipeFile.read(recipe),
                 challenge=None if challenge is None else _own_challenge(challenge),
+                ledger=None if ledger is None else read_file(ledger, MAX_FILE),
                 device=device,
                 progress=progress,
             )
         )
+    if as_json:
+        terminal.emit_json(verdict.as_json())
+    else:
+        _print(verdict)
+    raise typer.Exit(verdict.exit_code)
+
+
+@app.command()
+def log(
+    head: Annotated[Path, typer.Argument(metavar="HEAD", help="Signed head of a ledger, from polstore log head.")],
+    key: Key,
+    state: Annotated[Path, typer.Option(metavar="FILE", help="File of your own that keeps the last head seen.")],
+    consistency: Annotated[
+        Path | None,
+        typer.Option(metavar="PROOF", help="Proof from the kept head to this one, from polstore log consistency."),
+    ] = None,
+    max_age: Annotated[
+        int | None, typer.Option(metavar="S", help="Reject a head that was signed more than S seconds ago.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check the head of a ledger against the last one seen, and keep it.
+
+    Rollback and split view are rejected, and both notes kept in FILE.evidence. Exit codes as for check; 3 where a
+    larger head comes without a proof.
+    """
+    if max_age is not None and max_age < 0:
+        raise UsageError("--max-age", expected="0 or more", got=max_age)
+    verdict = check_log(
+        read_file(head, MAX_NOTE),
+        keyfile.load_verifier_keys(key),
+        state,
+        consistency=None if consistency is None else read_file(consistency, MAX_CONSISTENCY_BYTES),
+        not_before=None if max_age is None else int(time.time()) - max_age,
+    )
     if as_json:
         terminal.emit_json(verdict.as_json())
     else:

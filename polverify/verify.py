@@ -33,6 +33,7 @@ from polverify.bundle_file import BundleFile
 from polverify.capability import narrow
 from polverify.continuity import check_continuity, state_at
 from polverify.data import check_samples, check_steps
+from polverify.log import check_entry
 from polverify.states import States
 from polverify.verdict import Check, Decision, Outcome, SegmentResult, Verdict
 
@@ -66,6 +67,7 @@ class Request:
         bundle: path of the bundle.
         recipe: the verifier's own recipe file.
         challenge: the verifier's challenge, or None to look at whatever the prover opened.
+        ledger: bytes of the proof that the signed root is in a ledger (a .tlog-proof file), or None.
         device: where to replay.
         progress: told (what is being done, done, in all).
     """
@@ -75,6 +77,7 @@ class Request:
     bundle: Path | str
     recipe: RecipeFile
     challenge: Challenge | None = None
+    ledger: bytes | None = None
     device: str = "cpu"
     progress: Callable[[str, int, int], None] = lambda _what, _done, _total: None
 
@@ -185,7 +188,13 @@ class _Verification:
 
     def ledger(self) -> tuple[Outcome, str]:
         """[check 3] The signed root is in an append-only log."""
-        return Outcome.NOT_MADE, "no ledger evidence was given"
+        if self.request.ledger is None:
+            return Outcome.NOT_MADE, "no ledger evidence was given"
+        manifest = Manifest.parse(self.file.bundle.leaves[0])
+        found = check_entry(self.request.ledger, self.request.keys, self.checkpoint, manifest, self.timestamp)
+        self.warnings.append("whether the ledger was rewritten since is what polverify log tells")
+        head = found.head.checkpoint
+        return Outcome.PASSED, f"leaf {found.index} of {head.size} of {head.origin}"
 
     def manifest_and_recipe(self) -> tuple[Outcome, str]:
         """[check 4] The manifest is this run's, and the verifier has its recipe."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import typer
 
 from polstore import terminal
-from polstore.cli import archive, reading, writing
+from polstore.cli import archive, log, reading, writing
 
 __all__ = ["app", "main"]
 
@@ -34,6 +34,7 @@ for name, function in (
     ("import", archive.import_snapshots),
 ):
     app.command(name)(function)
+app.add_typer(log.app, name="log")
 
 
 def main() -> None:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from polstore.errors import DamagedError, MissingError
 from polstore.storage import keys
+from polstore.storage.ledger import LedgerReader
 from polstore.storage.records import unpack_record
 from polstore.wire import merkle
-from polstore.wire.fields import DIGEST_SIZE
+from polstore.wire.fields import DIGEST_SIZE, MAX_INDEX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,6 +35,11 @@ class Reader:
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
+
+    @property
+    def ledger(self) -> LedgerReader:
+        """The ledger, in this same view."""
+        return LedgerReader(self._handle)
 
     def get_blob(self, digest: bytes) -> bytes:
         """Return the blob whose SHA-256 is ``digest``, hashed again."""
@@ -145,6 +151,13 @@ class Reader:
     def roots(self, run: str) -> list[int]:
         """Return the tree sizes of a run's signed roots, ascending."""
         return self._numbers(keys.ROOT, run)
+
+    def newest_root(self, run: str, below: int = MAX_INDEX) -> int | None:
+        """Return the tree size of a run's newest signed root over fewer than ``below`` leaves, or None."""
+        self._require_run(run)
+        end = keys.number_key(keys.ROOT, run, below)
+        last = self._handle.last_before(end, keys.run_prefix(keys.ROOT, run))
+        return None if last is None else keys.last_number(last)
 
     def root(self, run: str, size: int) -> bytes:
         """Return the text of the signed root over the first ``size`` leaves of a run."""

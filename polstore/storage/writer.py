@@ -11,6 +11,7 @@ import hashlib
 
 from polstore.errors import DamagedError, ExistsError, UsageError
 from polstore.storage import keys
+from polstore.storage.ledger import LedgerWriter
 from polstore.storage.reader import Reader
 from polstore.storage.records import pack_record
 from polstore.wire import merkle
@@ -26,6 +27,11 @@ class Writer(Reader):
     Every method raises UsageError for names, digests and numbers that no store can hold. A run must be put before
     anything else of it (MissingError).
     """
+
+    @property
+    def ledger(self) -> LedgerWriter:
+        """The ledger, within this same transaction."""
+        return LedgerWriter(self._handle)
 
     def put_blob(self, data: bytes) -> bytes:
         """Store a blob and return its digest, 32 bytes; a damaged copy of it is replaced."""

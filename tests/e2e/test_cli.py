@@ -129,7 +129,7 @@ def test_looking_at_a_store(session, shell, monkeypatch):
     assert (report["runs"], report["snapshots"], report["damages"]) == (1, 7, [])
     code, out, err = shell("polstore", "fsck")
     assert (code, out) == (0, "")
-    assert re.fullmatch(r"no damage in \d+ blobs, 7 snapshots and 1 runs\n", err)
+    assert re.fullmatch(r"no damage in \d+ blobs, 7 snapshots, 1 runs and 2 ledger entries\n", err)
 
 
 @pytest.mark.parametrize(

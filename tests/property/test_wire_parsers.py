@@ -15,11 +15,12 @@ from polstore.wire.bundle import HEADER_SIZE, Bundle, OpenedSegment, Samples, pa
 from polstore.wire.challenge import Challenge
 from polstore.wire.environment import Environment
 from polstore.wire.fields import MAX_INDEX
+from polstore.wire.ledger import LedgerLeaf
 from polstore.wire.manifest import Dataset, Initial, Manifest, Optimizer, Parent, Recipe
 from polstore.wire.segment import Norms, SegmentRecord
 from polstore.wire.state import TensorEntry
 from polstore.wire.steps import Microbatch, Step, Steps, parse_groups
-from tools.vectors import challenge, tiny_run
+from tools.vectors import challenge, ledger, tiny_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,6 +42,7 @@ PARSERS: dict[str, tuple[Callable[[bytes], bytes], bytes]] = {
     "manifest": (lambda data: Manifest.parse(data).encode(), tiny_run.LEAVES[0]),
     "segment": (lambda data: SegmentRecord.parse(data).encode(), tiny_run.LEAVES[1]),
     "steps": (lambda data: Steps.parse(data).encode(), tiny_run.STEPS[0].encode()),
+    "ledger leaf": (lambda data: LedgerLeaf.parse(data).encode(), ledger.LEAVES[1].encode()),
     "challenge": (lambda data: Challenge.parse(data).encode(), challenge.LARGE.encode()),
     "bundle": (bundle_again, tiny_run.bundle(0).head()),
     "snapshot": (lambda data: StoredSnapshot.parse(data).encode(), tiny_run.SNAPSHOTS[1].encode()),

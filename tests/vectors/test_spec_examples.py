@@ -15,7 +15,7 @@ from polstore.wire.keys import KeyKind, VerifierKey
 from polstore.wire.randomness import sample_salt, stream_seed
 from polstore.wire.sample import sample_leaf
 from polstore.wire.state import TensorEntry, scalars_entry, state_digest
-from tools.vectors import challenge, signed_root, tiny_run
+from tools.vectors import challenge, ledger, signed_root, tiny_run
 from tools.vectors import state_digest as state_vectors
 
 SPECS = Path(__file__).resolve().parents[2] / "specs"
@@ -27,8 +27,12 @@ def page(name: str) -> str:
 
 def listings(name: str) -> list[bytes]:
     """Return the bytes that each indented listing of a page shows: hex, and after two spaces a remark."""
+    return listings_of(page(name))
+
+
+def listings_of(text: str) -> list[bytes]:
     found, rows = [], []
-    for line in [*page(name).split("\n"), ""]:
+    for line in [*text.split("\n"), ""]:
         row = re.fullmatch("    ([0-9a-f]+)(?:  .*)?", line)
         if row is not None:
             rows.append(row[1])
@@ -64,6 +68,17 @@ def test_signed_root() -> None:
     assert signed_root.KEY.private_key(KeyKind.COSIGNATURE).private_bytes_raw().hex() in text
     keys = [VerifierKey.parse(line) for line in signed_root.KEYS]
     assert open_root(signed_root.SIGNED, keys).timestamp == 1_700_000_000
+
+
+def test_ledger() -> None:
+    text = page("ledger.md")
+    assert listings_of(text.split("The head over both")[0]) == [leaf.encode() for leaf in ledger.LEAVES]
+    for leaf in ledger.LEAVES:
+        assert f"`{leaf.leaf_hash().hex()}`" in text
+        assert f"{len(leaf.encode())} bytes" in text
+    proof = ledger.PROOF.encode().decode().split("\n\n")[0] + "\n"
+    for part in (ledger.HEAD.decode(), proof, ledger.CONSISTENCY):
+        assert "".join(f"    {line}\n" if line else "\n" for line in part.split("\n")[:-1]) in text
 
 
 def test_run_records() -> None:
