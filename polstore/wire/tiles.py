@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENTRIES",
+    "HEIGHT",
     "MAX_ENTRY",
     "WIDTH",
     "Tile",
