@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from polstore.errors import DamagedError, ExistsError, MalformedError
 from polstore.wire import merkle, note
+from polstore.wire.archive_files import HEAD
 from polstore.wire.checkpoint import Checkpoint, parse_text
 from polstore.wire.fields import DIGEST_SIZE
 from polstore.wire.tiles import (
@@ -32,9 +33,7 @@ if TYPE_CHECKING:
     from polstore.static_files import StaticFiles
     from polstore.wire.merkle import Node
 
-__all__ = ["HEAD", "Log", "export_log", "export_tree"]
-
-HEAD = "checkpoint"  # C2SP's name of the file that holds a log's signed head
+__all__ = ["Log", "export_log", "export_tree", "exported_size"]
 
 
 class Log(Protocol):
@@ -64,11 +63,8 @@ def export_log(log: Log, files: StaticFiles, sizes: Iterable[int] = ()) -> Check
         FullError: no room left on the device.
     """
     signed = log.head()
-    try:
-        head = parse_text(note.parse(signed).text)
-    except MalformedError as error:
-        raise DamagedError(f"head of the log is damaged: {error}") from error
-    done = _exported(files, head, log.node)
+    head = _parsed(signed)
+    done = exported_size(log, files)
     for size in sorted({size for size in sizes if done < size < head.size} | {head.size}):
         export_tree(files, done, size, log.node, log.leaf)
         done = size
@@ -95,12 +91,15 @@ def export_tree(
         files.replace(tile.path(), data)  # one may be there from an export that was cut short
 
 
-def _exported(files: StaticFiles, head: Checkpoint, node: Node) -> int:
-    """Return the size that was exported before, after checking that it is a part of this log."""
+def exported_size(log: Log, files: StaticFiles) -> int:
+    """Return the size of the log that was exported before, 0 for none, after checking that it is a part of ``log``.
+
+    Raises as `export_log` does.
+    """
     data = files.read(HEAD, note.MAX_NOTE)
     if data is None:
         return 0
-    place = files.directory / HEAD
+    head, place = _parsed(log.head()), files.directory / HEAD
     try:
         before = parse_text(note.parse(data).text)
     except MalformedError as error:
@@ -109,10 +108,17 @@ def _exported(files: StaticFiles, head: Checkpoint, node: Node) -> int:
         raise ExistsError(f"{place} is of another log", expected=head.origin, got=before.origin)
     if before.size > head.size:
         raise ExistsError(f"{place} is ahead of the log", expected=f"at most {head.size} leaves", got=before.size)
-    root = merkle.root_from_nodes(before.size, node)
+    root = merkle.root_from_nodes(before.size, log.node)
     if before.root != root:
         raise ExistsError(f"{place}: its first {before.size} leaves are others", expected=root, got=before.root)
     return before.size
+
+
+def _parsed(signed: bytes) -> Checkpoint:
+    try:
+        return parse_text(note.parse(signed).text)
+    except MalformedError as error:
+        raise DamagedError(f"head of the log is damaged: {error}") from error
 
 
 def _checked(leaf: bytes, index: int, node: Node) -> bytes:

@@ -7,8 +7,9 @@ import pytest
 
 from polstore.errors import DamagedError, ExistsError, FullError
 from polstore.static_files import StaticFiles
-from polstore.tile_files import HEAD, export_log
+from polstore.tile_files import export_log
 from polstore.wire import merkle
+from polstore.wire.archive_files import HEAD
 from polstore.wire.checkpoint import Checkpoint, open_root, sign_root
 from polstore.wire.keys import SigningKey
 from polstore.wire.tiles import Tile, decode_entries, decode_hashes, node_from_tiles, tile_of, tiles
