@@ -32,6 +32,7 @@ PATIENCE = 30.0  # seconds: for a connection, for the next byte, and for an answ
 MIN_RATE = 4096  # bytes of content per second, beyond the patience above
 CHUNK = 1 << 16  # bytes read at a time
 CONNECTIONS = 4  # at once, so also files in memory
+_SCHEMES = ("http://", "https://")
 _ABSENT = frozenset({403, 404, 410})  # storage services answer 403 for a file that they do not have
 _FAULTS = (http.client.HTTPException, OSError, ValueError)  # ValueError: names and numbers that cannot be ones
 
@@ -59,13 +60,13 @@ class Source(Protocol):
 
 
 def is_archive(location: str) -> bool:
-    """Say whether this is an address or a directory, so an archive and no bundle file."""
-    return location.lower().startswith(("http://", "https://")) or Path(location).is_dir()
+    """Say whether this is an address or a directory with runs in it, so an archive and no bundle file."""
+    return location.lower().startswith(_SCHEMES) or (Path(location) / "run").is_dir()
 
 
 def open_source(location: str, max_bytes: int = DEFAULT_MAX_BYTES) -> Source:
     """Return the source at an address or in a directory; raises `UsageError` for an address that is none."""
-    if location.lower().startswith(("http://", "https://")):
+    if location.lower().startswith(_SCHEMES):
         return HttpSource(location, max_bytes)
     return DirectorySource(location, max_bytes)
 

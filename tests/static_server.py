@@ -74,7 +74,7 @@ def serving(directory: Path, hook: Callable[[Handler], bool] | None = None) -> I
     """Serve a directory for the length of the block."""
     with Server(directory) as server:
         server.hook = hook
-        thread = threading.Thread(target=partial(server.serve_forever, 0.05))
+        thread = threading.Thread(target=partial(server.serve_forever, 0.01))
         thread.start()
         try:
             yield server

@@ -28,10 +28,10 @@ import polstore
 
 
 def build(device, hidden=192):
-    inputs = torch.arange(1200 * 24, dtype=torch.float32).reshape(1200, 24).sin()
+    inputs = torch.arange(300 * 24, dtype=torch.float32).reshape(300, 24).sin()
     model = nn.Sequential(nn.Linear(24, hidden), nn.ReLU(), nn.Linear(hidden, 32), nn.ReLU(), nn.Linear(32, 5))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    return polstore.Training(model, optimizer, DataLoader(TensorDataset(inputs, torch.arange(1200) % 5), batch_size=6))
+    return polstore.Training(model, optimizer, DataLoader(TensorDataset(inputs, torch.arange(300) % 5), batch_size=6))
 
 
 def step(training, batches):
@@ -167,7 +167,8 @@ def test_publishing_by_command_line(made, shell, tmp_path):
         (2, "www", ("--segment", "-1"), "segments to open"),
         (2, "root", ("--segment", "1"), "--segment: expected a static archive"),
         (4, "www", ("--segment", "1", "--max-bytes", "9000"), "too much to fetch"),
-        (4, "st", ("--segment", "1"), "cannot be read"),
+        (2, "st", ("--segment", "1"), "--segment: expected a static archive"),
+        (4, "st", (), "no bundle"),
         (4, "http://127.0.0.1:1", ("--segment", "1"), "cannot be fetched"),
         (4, "http://no.such.host.invalid", ("--segment", "1"), "cannot be fetched"),
         (2, "http://", ("--segment", "1"), "address of an archive"),
