@@ -38,7 +38,7 @@ from polstore.wire.bundle import (
     OpenedSegment,
     Samples,
 )
-from polstore.wire.checkpoint import open_root
+from polstore.wire.checkpoint import MAX_SIZE, open_root
 from polstore.wire.fields import DIGEST_SIZE
 from polstore.wire.manifest import Manifest
 from polstore.wire.multi_proof import multi_proof, verify_multi_proof
@@ -201,6 +201,8 @@ class _Opening:
         dataset = manifest.dataset
         if not dataset.size:
             return Samples((), ())
+        if dataset.size > MAX_SIZE:
+            raise DataError("size of the dataset", expected=f"at most {MAX_SIZE}", got=dataset.size)
         salts: dict[int, bytes] = {}
         for segment, blob in steps.items():
             used = sorted(Steps.parse(blob).samples())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -449,6 +449,22 @@ def test_a_forged_run_is_caught_from_an_archive_as_from_a_bundle(archive: Archiv
     verdict = served(archive, hook, root=root)
     assert verdict.reason.startswith("check 6 (continuity)"), verdict.reason
     assert len(decode_entries(Tile(ENTRIES, 0, SIZE), encode_entries(changed))) == SIZE
+
+
+@pytest.mark.parametrize("size", [1, 2**47, 2**48])
+def test_a_manifest_that_claims_another_size_of_the_dataset(archive: Archive, size: int) -> None:
+    """Sizes that no tile, or no proof, can be of are the proof's fault and nobody's crash."""
+    manifest = Manifest.parse(archive.leaves[0])
+    changed = [replace(manifest, dataset=replace(manifest.dataset, size=size)).encode(), *archive.leaves[1:]]
+    root = merkle.root([merkle.leaf_hash(leaf) for leaf in changed])
+    signed = sign_root(Checkpoint(f"{forge.KEY.name}/run", SIZE, root), forge.KEY, forge.NOW)
+
+    def answer(handler: Handler) -> bool:
+        if handler.path == f"/{ENTRY_TILE}":
+            return handler.answer(encode_entries(changed))
+        return "/dataset/" in handler.path and handler.answer(bytes(8192))
+
+    rejected(served(archive, answer, root=signed))
 
 
 def test_what_to_open_must_be_said_once(archive: Archive) -> None:

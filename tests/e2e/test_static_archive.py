@@ -1,11 +1,18 @@
 """A run published as static files, and checked from a directory and over HTTP, by fetching what the segments need."""
 
+import datetime
 import json
 import shutil
+import ssl
+from ipaddress import IPv4Address
 
 import command_line
 import pytest
 import torch
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from polstore import keyfile
 from polstore.codec.live.recipe import RecipeFile
@@ -121,6 +128,27 @@ def test_the_archive_says_the_same_as_a_bundle(made, shell, tmp_path):
 def test_an_archive_below_a_path_and_behind_a_slash(made, shell):
     with serving(made) as server:
         shell.ok(*check_words(made, server.address + "/www/", "--segment", 0))
+
+
+def test_https_with_a_certificate_that_is_known(made, shell, tmp_path, monkeypatch):
+    key, now = Ed25519PrivateKey.generate(), datetime.datetime.now(datetime.UTC)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "loopback")])
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now - datetime.timedelta(1)).not_valid_after(now + datetime.timedelta(1))
+    builder = builder.add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), False)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+    certificate = builder.sign(key, None).public_bytes(Encoding.PEM)
+    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (tmp_path / "both.pem").write_bytes(private + certificate)
+    (tmp_path / "known.pem").write_bytes(certificate)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "both.pem")
+    with serving(made / "www") as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        words = check_words(made, server.address.replace("http:", "https:"), "--segment", 0)
+        shell.fails(4, *words, says="CERTIFICATE_VERIFY_FAILED")
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "known.pem"))
+        shell.ok(*words)
 
 
 def test_a_reader_follows_an_older_root(made, shell, tmp_path):
