@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 from urllib.parse import quote, urlsplit
@@ -24,6 +25,7 @@ from polstore.files import read_file
 if TYPE_CHECKING:
     import socket
     from collections.abc import Iterable, Iterator
+    from concurrent.futures import Future
 
 __all__ = ["DEFAULT_MAX_BYTES", "Source", "get_all", "is_archive", "open_source"]
 
@@ -72,9 +74,12 @@ def open_source(location: str, max_bytes: int = DEFAULT_MAX_BYTES) -> Source:
 
 
 def get_all(source: Source, wanted: Iterable[tuple[str, int]]) -> Iterator[bytes]:
-    """Yield the files ``wanted``, as (name, limit), in their order, a few of them fetched at once."""
+    """Yield the files ``wanted``, as (name, limit), in their order, a few of them fetched at once.
+
+    If it is not let run to its end, it closes the source.
+    """
     with ThreadPoolExecutor(CONNECTIONS) as pool:
-        pending: deque[Any] = deque()
+        pending: deque[Future[bytes]] = deque()
         try:
             for name, limit in wanted:
                 if len(pending) == CONNECTIONS:
@@ -82,9 +87,11 @@ def get_all(source: Source, wanted: Iterable[tuple[str, int]]) -> Iterator[bytes
                 pending.append(pool.submit(source.get, name, limit))
             while pending:
                 yield pending.popleft().result()
-        finally:
+        except BaseException:  # an interrupt above all, which must not wait for a server that drips
+            source.close()
             for future in pending:
                 future.cancel()
+            raise
 
 
 class _Budget:
@@ -135,7 +142,7 @@ class HttpSource(_Budget):
         self._path = quote(parts.path.rstrip("/"), safe="/%~!$&'()*+,;=:@")
         self._address = f"{parts.scheme}://{parts.netloc}{self._path}"
         self._idle: list[http.client.HTTPConnection] = []
-        self._closed = False
+        self._closed = threading.Event()
 
     def get(self, name: str, limit: int) -> bytes:
         """Return a file's bytes; see `Source`."""
@@ -155,14 +162,14 @@ class HttpSource(_Budget):
                 reason = str(error) or type(error).__name__
                 raise CallerError(f"{self._address}/{name} cannot be fetched: {reason}") from error
             finally:
-                if whole and not self._closed:
+                if whole and not self._closed.is_set():
                     self._idle.append(connection)
                 else:
                     connection.close()
 
     def close(self) -> None:
-        """Close all connections."""
-        self._closed = True
+        """Close all connections; those in use by other threads as soon as a byte arrives, or none does in time."""
+        self._closed.set()
         while self._idle:
             self._idle.pop().close()
 
@@ -173,7 +180,7 @@ class HttpSource(_Budget):
             connection = http.client.HTTPSConnection(self._host, self._port, timeout=PATIENCE, context=context)
         else:
             connection = http.client.HTTPConnection(self._host, self._port, timeout=PATIENCE)
-        connection.response_class = _Response
+        connection.response_class = partial(_Response, closed=self._closed)  # type: ignore[assignment]
         return connection
 
     def _answer(self, connection: http.client.HTTPConnection, name: str, limit: int) -> bytes:
@@ -215,10 +222,10 @@ class HttpSource(_Budget):
 class _Response(http.client.HTTPResponse):
     """An answer that must be complete by a deadline, its head within `PATIENCE`."""
 
-    def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
+    def __init__(self, sock: socket.socket, *args: Any, closed: threading.Event, **options: Any) -> None:
         super().__init__(sock, *args, **options)
         self.fp.close()
-        self._timed = _Timed(sock)
+        self._timed = _Timed(sock, closed)
         self.fp = io.BufferedReader(self._timed)
 
     def deadline(self, deadline: float) -> None:
@@ -229,8 +236,9 @@ class _Response(http.client.HTTPResponse):
 class _Timed(io.RawIOBase):
     """Reads a socket until a deadline: its own timeout starts again with every byte, so one that drips never ends."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, closed: threading.Event) -> None:
         self._socket = sock
+        self._closed_by_us = closed
         self._raw = sock.makefile("rb", buffering=0)  # keeps the socket open when the connection lets go of it
         self.deadline = time.monotonic() + PATIENCE
 
@@ -238,6 +246,8 @@ class _Timed(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int | None:
+        if self._closed_by_us.is_set():
+            raise OSError("no longer wanted")
         left = self.deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError("the server is too slow")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import socket
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -193,6 +194,31 @@ def test_a_server_that_drips_is_given_up(archive: Archive, part: str, monkeypatc
 
     with pytest.raises(CallerError, match=r"timed out|too slow"):
         served(archive, only(ENTRY_TILE, answer))
+
+
+def test_whoever_stops_does_not_wait_for_a_server_that_drips(archive: Archive) -> None:
+    sent, ended = 0, threading.Event()
+
+    def answer(handler: Handler) -> bool:
+        nonlocal sent
+        try:
+            handler.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
+            for _ in range(1000):  # 20 seconds, within its patience
+                handler.wfile.write(b"x")
+                sent += 1
+                time.sleep(0.02)
+        finally:
+            ended.set()
+            handler.close_connection = True
+        return True
+
+    with serving(archive.directory, only("drips", answer)) as server:
+        source = fetch.open_source(server.address)
+        files = fetch.get_all(source, [(ENTRY_TILE, 1 << 20), ("drips", 1 << 20)])
+        assert next(files) == (archive.directory / ENTRY_TILE).read_bytes()
+        files.close()  # type: ignore[attr-defined]  # a generator
+        assert ended.wait(10)
+    assert sent < 1000
 
 
 @pytest.mark.parametrize(
