@@ -25,7 +25,9 @@ from polstore.wire.checkpoint import open_root
 from polstore.wire.ledger import MAX_CONSISTENCY_BYTES
 from polstore.wire.note import MAX_NOTE
 from polstore.wire.tlog_proof import MAX_FILE
+from polverify.fetch import DEFAULT_MAX_BYTES, is_archive
 from polverify.log import check_log
+from polverify.remote import verify_archive
 from polverify.show import claims
 from polverify.verdict import Outcome, Verdict
 from polverify.verify import Request, verify
@@ -92,7 +94,14 @@ def challenge(
 def check(
     signed_root: SignedRoot,
     key: Key,
-    bundle: Annotated[Path, typer.Option(metavar="BUNDLE", help="Bundle, as polstore prove wrote it.")],
+    bundle: Annotated[
+        str,
+        typer.Option(
+            metavar="BUNDLE",
+            help="Bundle, as polstore prove wrote it; or a static archive, as polstore publish wrote it: "
+            "its directory or its http(s) address, of which only what the segments need is fetched.",
+        ),
+    ],
     recipe: Annotated[
         Path, typer.Option(metavar="RECIPE", help="Your own copy of the recipe. It is executed: read it first.")
     ],
@@ -103,6 +112,13 @@ def check(
         Path | None,
         typer.Option(metavar="PROOF", help="Proof that the ledger has the root, as polstore log prove wrote it."),
     ] = None,
+    segment: Annotated[
+        list[int] | None,
+        typer.Option(metavar="I", help="Segment of a static archive to open, without a challenge; repeatable."),
+    ] = None,
+    max_bytes: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Bytes to fetch from a static archive at most.")
+    ] = DEFAULT_MAX_BYTES,
     device: Annotated[str, typer.Option(metavar="D", help="Where to replay: cpu, cuda, cuda:1.")] = "cpu",
     as_json: AsJson = False,
 ) -> None:
@@ -111,19 +127,25 @@ def check(
     Signatures, inclusion, continuity, data, and a replay of each opened segment. Exit code: 0 ACCEPT, 1 REJECT,
     3 INCONCLUSIVE; 2 and 4 mean that there is no verdict.
     """
+    remote = is_archive(bundle)
+    if segment and not remote:
+        raise UsageError("--segment", expected="a static archive as --bundle", got=bundle)
     with terminal.progress() as progress, terminal.recipe_at_work():
-        verdict = verify(
-            Request(
-                signed_root=read_file(signed_root, MAX_NOTE),
-                keys=keyfile.load_verifier_keys(key),
-                bundle=bundle,
-                recipe=RecipeFile.read(recipe),
-                challenge=None if challenge is None else _own_challenge(challenge),
-                ledger=None if ledger is None else read_file(ledger, MAX_FILE),
-                device=device,
-                progress=progress,
-            )
+        request = Request(
+            signed_root=read_file(signed_root, MAX_NOTE),
+            keys=keyfile.load_verifier_keys(key),
+            bundle=bundle,
+            recipe=RecipeFile.read(recipe),
+            challenge=None if challenge is None else _own_challenge(challenge),
+            ledger=None if ledger is None else read_file(ledger, MAX_FILE),
+            device=device,
+            progress=progress,
         )
+        verdict = verify_archive(request, segment, max_bytes) if remote else verify(request)
+    if remote:
+        fetched, whole = verdict.claim["bytes_fetched"], verdict.claim["bytes_in_archive"]
+        known = "says nothing of its size" if whole is None else f"says that the run takes {whole} bytes"
+        terminal.note(f"fetched {fetched} bytes; the archive {known}")
     if as_json:
         terminal.emit_json(verdict.as_json())
     else:

@@ -64,7 +64,7 @@ class Request:
     Attributes:
         signed_root: bytes of the signed root.
         keys: the keys that must have signed it.
-        bundle: path of the bundle.
+        bundle: path of the bundle, or a function that makes one and returns its path, called in check 0.
         recipe: the verifier's own recipe file.
         challenge: the verifier's challenge, or None to look at whatever the prover opened.
         ledger: bytes of the proof that the signed root is in a ledger (a .tlog-proof file), or None.
@@ -74,7 +74,7 @@ class Request:
 
     signed_root: bytes
     keys: Sequence[VerifierKey]
-    bundle: Path | str
+    bundle: Path | str | Callable[[], Path]
     recipe: RecipeFile
     challenge: Challenge | None = None
     ledger: bytes | None = None
@@ -143,11 +143,12 @@ class _Verification:
 
     def well_formed(self) -> tuple[Outcome, str]:
         """[check 0] The bundle is one, whole and nothing else."""
-        self.file = BundleFile(self.request.bundle)
+        bundle = self.request.bundle
+        self.file = BundleFile(bundle() if callable(bundle) else bundle)
         self.file.check_blobs(lambda done, total: self.request.progress("hashing the bundle", done, total))
-        bundle = self.file.bundle
-        self.states = States(bundle.snapshots, self.file.blob)
-        return Outcome.PASSED, f"{self.file.size} bytes, {len(bundle.opened)} segments opened"
+        index = self.file.bundle
+        self.states = States(index.snapshots, self.file.blob)
+        return Outcome.PASSED, f"{self.file.size} bytes, {len(index.opened)} segments opened"
 
     def signature(self) -> tuple[Outcome, str]:
         """[check 1] Every given key has signed the root, and the bundle was made for this root."""
@@ -261,7 +262,8 @@ class _Verification:
         """[check 7] The bundle opens exactly the segments that were asked for."""
         opened = tuple(segment.index for segment in self.file.bundle.opened)
         if self.request.challenge is None:
-            self.warnings.append("no challenge: the prover chose which segments to open")
+            how = "the caller named" if callable(self.request.bundle) else "the prover chose"
+            self.warnings.append(f"no challenge: {how} which segments to open")
             return Outcome.NOT_MADE, "no challenge was given"
         self.request.challenge.require(self.checkpoint.origin, self.checkpoint.size, self.checkpoint.root)
         if opened != self.request.challenge.segments:

@@ -14,10 +14,23 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also runs as a plain script
 
-from tools.checker import bundle, canonical, challenge, codec, ledger, merkle, run_records, signed_root, state_digest
+from tools.checker import (
+    archive_files,
+    bundle,
+    canonical,
+    challenge,
+    codec,
+    ledger,
+    merkle,
+    run_records,
+    signed_root,
+    state_digest,
+    tiles,
+)
 from tools.checker.faults import MismatchError, RefusedError
 
 FORMATS = {
+    "archive_files": archive_files.check,
     "bundle": bundle.check,
     "canonical": canonical.check,
     "challenge": challenge.check,
@@ -27,6 +40,7 @@ FORMATS = {
     "run_records": run_records.check,
     "signed_root": signed_root.check,
     "state_digest": state_digest.check,
+    "tiles": tiles.check,
 }
 FOLDER = Path(__file__).resolve().parents[1] / "specs" / "vectors"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import typer
 
 from polstore import terminal
-from polstore.cli import archive, log, reading, writing
+from polstore.cli import archive, log, publish, reading, writing
 
 __all__ = ["app", "main"]
 
@@ -32,6 +32,7 @@ for name, function in (
     ("repack", archive.repack),
     ("copy", archive.copy),
     ("import", archive.import_snapshots),
+    ("publish", publish.publish),
 ):
     app.command(name)(function)
 app.add_typer(log.app, name="log")

@@ -10,13 +10,15 @@ import pytest
 import torch
 
 from polstore.prover import commit, prove
-from polstore.reader import Run
+from polstore.publish import publish
+from polstore.reader import Run, open_archive
 from polstore.recording import record_recipe
 from polstore.storage.store import open_store
 from polverify.verdict import Decision, Outcome, Verdict
 from polverify.verify import Request, verify
 from tests.attacks import forge
 from tests.attacks.forge import Evidence
+from tests.attacks.served import Archive
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,6 +71,18 @@ def trained() -> forge.Trainer:
     trainer = forge.Trainer(config={"lr": 0.3})
     trainer.run()
     return trainer
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Archive:
+    """The honest run, published."""
+    path = tmp_path_factory.mktemp("archive")
+    evidence = recorded(path / "st")
+    with open_archive(path / "st") as opened:
+        publish(opened, path / "www", [forge.RUN], lambda *_: None)
+    found = Archive(path / "www", evidence.root, evidence.bundle.leaves)
+    assert all((found.directory / name).is_file() for name in found.names().values())
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -9,13 +9,16 @@ from pathlib import Path
 import torch
 
 from polstore.codec.live.state import LiveState
+from polstore.wire import archive_files as names
 from polstore.wire import canonical, merkle
 from polstore.wire.checkpoint import open_root
 from polstore.wire.keys import KeyKind, VerifierKey
 from polstore.wire.randomness import sample_salt, stream_seed
 from polstore.wire.sample import sample_leaf
 from polstore.wire.state import TensorEntry, scalars_entry, state_digest
-from tools.vectors import challenge, ledger, signed_root, tiny_run
+from polstore.wire.tiles import Tile, encode_entries, encode_hashes, node_from_tiles
+from polstore.wire.tiles import tiles as tiles_of
+from tools.vectors import archive_files, challenge, ledger, signed_root, tiles, tiny_run
 from tools.vectors import state_digest as state_vectors
 
 SPECS = Path(__file__).resolve().parents[2] / "specs"
@@ -105,6 +108,39 @@ def test_bundle() -> None:
     data = tiny_run.bundle_file(tiny_run.bundle(0))
     assert listings("bundle.md") == [data]
     assert f"The whole file, {len(data)} bytes" in page("bundle.md")
+
+
+def test_tiles() -> None:
+    hashes = [merkle.leaf_hash(leaf) for leaf in tiles.EXAMPLE]
+    assert listings("tiles.md") == [
+        encode_entries(tiles.EXAMPLE),
+        encode_hashes(Tile(0, 0, 3), merkle.nodes_of(hashes)),
+    ]
+    text = page("tiles.md")
+    shown = [tile.path() for tile in tiles_of(0, 70_000) if tile.width < 256 or tile.index in (0, 272)]
+    assert len(shown) == 9
+    assert all(f"`{path}`" in text for path in shown)
+    used: set[str] = set()
+
+    def read(tile: Tile) -> list[bytes]:
+        used.add(tile.path())
+        return [bytes(32)] * tile.width
+
+    merkle.inclusion_proof(69_999, 70_000, node_from_tiles(70_000, read))
+    assert used == {"tile/0/273.p/112", "tile/1/001.p/17", "tile/2/000.p/1"}
+    assert f"{32 * (112 + 17 + 1)} bytes" in text
+
+
+def test_archive_files() -> None:
+    assert listings("archive-files.md") == [archive_files.EXAMPLE]
+    text = page("archive-files.md")
+    assert f"`run/tiny/salts/0`, {len(archive_files.EXAMPLE)} bytes" in text
+    record = tiny_run.RECORDS[0]
+    assert {index for index, _ in archive_files.SALTS} == tiny_run.STEPS[0].samples()
+    assert f"`{names.blob_name(record.steps)}`" in text
+    assert f"`{names.snapshot_name(record.end_state)}`" in text
+    assert names.longest_salts(0) == 24
+    assert names.longest_salts(1) - names.longest_salts(0) == 44
 
 
 def test_state_digest() -> None:

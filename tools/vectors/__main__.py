@@ -8,12 +8,25 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tools.vectors import bundle, canonical, challenge, codec, ledger, merkle, run_records, signed_root, state_digest
+from tools.vectors import (
+    archive_files,
+    bundle,
+    canonical,
+    challenge,
+    codec,
+    ledger,
+    merkle,
+    run_records,
+    signed_root,
+    state_digest,
+    tiles,
+)
 
 if TYPE_CHECKING:
     from tools.vectors.cases import File
 
 MODULES = {  # file name in specs/vectors, without .json: the module that makes it
+    "archive_files": archive_files,
     "bundle": bundle,
     "canonical": canonical,
     "challenge": challenge,
@@ -23,6 +36,7 @@ MODULES = {  # file name in specs/vectors, without .json: the module that makes 
     "run_records": run_records,
     "signed_root": signed_root,
     "state_digest": state_digest,
+    "tiles": tiles,
 }
 FOLDER = Path(__file__).resolve().parents[2] / "specs" / "vectors"
 
