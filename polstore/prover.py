@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["Proof", "commit", "prove"]
 
 
-def commit(store: Store, run: str, key: SigningKey, *, now: Callable[[], float] = time.time) -> bytes:
+def commit(store: Store, run: str, key: SigningKey, *more: SigningKey, now: Callable[[], float] = time.time) -> bytes:
     """Sign the root over all leaves that ``run`` has by now, keep it in the store and return it.
 
     Calling it again without a new segment returns what was signed before.
@@ -49,6 +49,7 @@ def commit(store: Store, run: str, key: SigningKey, *, now: Callable[[], float] 
         store: a store open for writing.
         run: name of the run.
         key: signs the root, and cosigns it with the time under the cosignature key derived from it.
+        more: further keys of the same name, which sign as well: the old key's successor, during a rotation.
         now: the clock, in seconds since 1970.
 
     Returns:
@@ -56,26 +57,32 @@ def commit(store: Store, run: str, key: SigningKey, *, now: Callable[[], float] 
 
     Raises:
         MissingError: no such run.
-        ExistsError: this size was signed under another key.
+        UsageError: keys of different names, or the same one twice.
+        ExistsError: this size was signed under another key, or not under all of these.
         DamagedError: the root that was signed before is not of what the store holds now.
     """
+    names = {signer.name for signer in (key, *more)}
+    if len(names) > 1:
+        raise UsageError("names of the keys to sign with", expected="one name", got=" and ".join(sorted(names)))
+    if len({key, *more}) != 1 + len(more):
+        raise UsageError("keys to sign with", expected="each key once", got="one twice")
     with store.read() as view:
         size = view.leaf_count(run)
         if size == 0:
             raise MissingError(f"no run {run} in the store")
-        root = view.tree_root(run, size)
+        checkpoint = Checkpoint(run_origin(key.name, run), size, view.tree_root(run, size))
         if size in view.roots(run):
-            return _signed_before(view.root(run, size), Checkpoint(run_origin(key.name, run), size, root), key)
-    signed = sign_root(Checkpoint(run_origin(key.name, run), size, root), key, int(now()))
+            return _signed_before(view.root(run, size), checkpoint, (key, *more))
+    signed = sign_root(checkpoint, key, int(now()), *more)
     store.write(lambda transaction: transaction.put_root(run, size, signed))
     return signed
 
 
-def _signed_before(signed: bytes, checkpoint: Checkpoint, key: SigningKey) -> bytes:
-    """Return a signed root from the store after checking that ``key`` has signed just this checkpoint."""
+def _signed_before(signed: bytes, checkpoint: Checkpoint, keys: Sequence[SigningKey]) -> bytes:
+    """Return a signed root from the store after checking that all ``keys`` have signed just this checkpoint."""
     what = f"{checkpoint.origin}, signed root over {checkpoint.size} leaves"
     try:
-        got = open_root(signed, key.verifier_keys()).checkpoint
+        got = open_root(signed, [half for key in keys for half in key.verifier_keys()]).checkpoint
     except MalformedError as error:
         raise DamagedError(f"{what} is damaged: {error}") from error
     except SignatureError as error:

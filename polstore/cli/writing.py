@@ -1,4 +1,4 @@
-"""Commands of the trainer: keygen, record, commit, prove."""
+"""Commands of the trainer: record, commit, prove."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from polstore import keyfile, terminal
+from polstore import terminal
+from polstore.cli.keys import KeyName, PassphraseFile, PrivateKeys, load_keys
 from polstore.cli.options import AsJson, RunName, StorePath, choose_run
 from polstore.errors import PolstoreError, ProofError, TrainingError, UsageError
 from polstore.files import read_file, write_atomic
@@ -28,32 +29,7 @@ from polstore.wire.note import parse as parse_note
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["commit", "keygen", "prove", "record"]
-
-
-def keygen(
-    name: Annotated[
-        str,
-        typer.Option(
-            metavar="ORIGIN", help="Name of the signer, for instance example.com/alice; origins begin with it."
-        ),
-    ],
-    out: Annotated[
-        Path, typer.Option(metavar="KEY", help="Private key file to make; the public lines go into KEY.pub.")
-    ],
-    as_json: AsJson = False,
-) -> None:
-    """Make a signing key: KEY, to be kept secret, and KEY.pub.
-
-    The two lines of KEY.pub, which verifiers need, are printed too. Nothing is overwritten.
-    """
-    key = keyfile.generate(name, out)
-    lines = [item.line() for item in key.verifier_keys()]
-    if as_json:
-        terminal.emit_json({"name": name, "key": str(out), "public_key": f"{out}.pub", "verifier_keys": lines})
-        return
-    for line in lines:
-        terminal.emit(line)
+__all__ = ["commit", "prove", "record"]
 
 
 def record(
@@ -113,19 +89,24 @@ def record(
 
 def commit(
     store: StorePath,
-    key: Annotated[Path, typer.Option(metavar="KEY", help="Private key file, made by keygen.")],
+    key: PrivateKeys,
     run: RunName = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="File for the signed root; stdout if left out.")
     ] = None,
+    name: KeyName = None,
+    passphrase_file: PassphraseFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Sign the root over all that was recorded so far."""
-    signing_key = keyfile.load_signing_key(key)
+    """Sign the root over all that was recorded so far.
+
+    With several keys of one name, as during a rotation, each of them signs.
+    """
+    keys = load_keys(key, name, passphrase_file)
     with open_store(store) as opened:
         with opened.read() as view:
-            name = choose_run(view.runs(), run)
-        signed = commit_run(opened, name, signing_key)
+            chosen = choose_run(view.runs(), run)
+        signed = commit_run(opened, chosen, *keys)
     checkpoint = parse_text(parse_note(signed).text)
     if out is not None:
         write_atomic(out, signed)
