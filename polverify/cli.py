@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from polstore import keyfile, terminal
+from polstore import terminal
 from polstore.codec.live.recipe import RecipeFile
 from polstore.errors import CallerError, ProofError, UsageError
 from polstore.files import read_file, write_atomic
@@ -23,6 +23,16 @@ from polstore.wire.challenge import NONCE_SIZE, Challenge
 from polstore.wire.checkpoint import open_root
 from polstore.wire.note import MAX_NOTE
 from polverify.show import claims
+from polverify.trust import (
+    KeyName,
+    Keys,
+    PolicyFile,
+    Timestamps,
+    TsaCertificates,
+    TsaRoots,
+    time_sources,
+    trusted_keys,
+)
 from polverify.verdict import Outcome, Verdict
 from polverify.verify import Request, verify
 
@@ -38,7 +48,6 @@ app = typer.Typer(
 )
 
 SignedRoot = Annotated[Path, typer.Argument(metavar="SIGNED_ROOT", help="Signed root, as polstore commit wrote it.")]
-Key = Annotated[Path, typer.Option(metavar="KEY.pub", help="Verifier keys of the signer.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 
 MARKS = {
@@ -52,9 +61,11 @@ MARKS = {
 @app.command()
 def challenge(
     signed_root: SignedRoot,
-    key: Key,
     segments: Annotated[int, typer.Option(metavar="N", help="Segments to open, in all.")],
     out: Annotated[Path, typer.Option(metavar="CHALLENGE", help="Challenge file to write.")],
+    key: Keys = None,
+    name: KeyName = None,
+    policy: PolicyFile = None,
     random: Annotated[
         int | None,
         typer.Option(metavar="R", help="How many of them the nonce draws; all but the first and the last if left out."),
@@ -69,7 +80,9 @@ def challenge(
 
     Do it after the root was signed, never before.
     """
-    opened = open_root(read_file(signed_root, MAX_NOTE), keyfile.load_verifier_keys(key))
+    keys, trusted = trusted_keys(key, name, policy)
+    logs = () if trusted is None else [log.key for log in trusted.logs]
+    opened = open_root(read_file(signed_root, MAX_NOTE), keys, any_of=logs)
     drawn = Challenge.draw(
         opened.checkpoint.origin,
         opened.checkpoint.size,
@@ -87,7 +100,6 @@ def challenge(
 @app.command()
 def check(
     signed_root: SignedRoot,
-    key: Key,
     bundle: Annotated[Path, typer.Option(metavar="BUNDLE", help="Bundle, as polstore prove wrote it.")],
     recipe: Annotated[
         Path, typer.Option(metavar="RECIPE", help="Your own copy of the recipe. It is executed: read it first.")
@@ -96,6 +108,12 @@ def check(
         Path | None, typer.Option(metavar="CHALLENGE", help="The challenge that the bundle answers.")
     ] = None,
     device: Annotated[str, typer.Option(metavar="D", help="Where to replay: cpu, cuda, cuda:1.")] = "cpu",
+    key: Keys = None,
+    name: KeyName = None,
+    policy: PolicyFile = None,
+    timestamp: Timestamps = None,
+    tsa_root: TsaRoots = None,
+    tsa_cert: TsaCertificates = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a bundle against a signed root, and say so.
@@ -103,15 +121,18 @@ def check(
     Signatures, inclusion, continuity, data, and a replay of each opened segment. Exit code: 0 ACCEPT, 1 REJECT,
     3 INCONCLUSIVE; 2 and 4 mean that there is no verdict.
     """
+    keys, trusted = trusted_keys(key, name, policy)
+    sources = time_sources(trusted, timestamp, tsa_root, tsa_cert)
     with terminal.progress() as progress, terminal.recipe_at_work():
         verdict = verify(
             Request(
                 signed_root=read_file(signed_root, MAX_NOTE),
-                keys=keyfile.load_verifier_keys(key),
+                keys=keys,
                 bundle=bundle,
                 recipe=RecipeFile.read(recipe),
                 challenge=None if challenge is None else _own_challenge(challenge),
                 device=device,
+                time=sources,
                 progress=progress,
             )
         )

@@ -7,8 +7,8 @@ loosens a check. Torch is loaded at check 5, once everything that can be known w
 
 from __future__ import annotations
 
-import datetime
 import math
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ from polverify.capability import narrow
 from polverify.continuity import check_continuity, state_at
 from polverify.data import check_samples, check_steps
 from polverify.states import States
+from polverify.time import Sources, gather
 from polverify.verdict import Check, Decision, Outcome, SegmentResult, Verdict
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
     from polstore.codec.live.recipe import RecipeFile
     from polstore.wire.challenge import Challenge
-    from polstore.wire.checkpoint import Checkpoint
+    from polstore.wire.checkpoint import Checkpoint, OpenedRoot
     from polstore.wire.keys import VerifierKey
     from polstore.wire.segment import SegmentRecord
     from polstore.wire.steps import Steps
@@ -59,11 +60,13 @@ class Request:
 
     Attributes:
         signed_root: bytes of the signed root.
-        keys: the keys that must have signed it.
+        keys: the keys that all must have signed it; may be empty where the policy of ``time`` lists logs, of which one
+            must have.
         bundle: path of the bundle.
         recipe: the verifier's own recipe file.
         challenge: the verifier's challenge, or None to look at whatever the prover opened.
         device: where to replay.
+        time: whom the verifier believes about times.
         progress: told (what is being done, done, in all).
     """
 
@@ -73,6 +76,7 @@ class Request:
     recipe: RecipeFile
     challenge: Challenge | None = None
     device: str = "cpu"
+    time: Sources = field(default_factory=Sources)
     progress: Callable[[str, int, int], None] = lambda _what, _done, _total: None
 
 
@@ -94,8 +98,8 @@ class _Verification:
     results: list[SegmentResult] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     claim: dict[str, Any] = field(default_factory=dict)
+    opened: OpenedRoot = field(init=False)
     checkpoint: Checkpoint = field(init=False)
-    timestamp: int | None = field(init=False)
     file: BundleFile = field(init=False)
     states: States = field(init=False)
     manifest: Manifest = field(init=False)
@@ -144,9 +148,11 @@ class _Verification:
         return Outcome.PASSED, f"{self.file.size} bytes, {len(bundle.opened)} segments opened"
 
     def signature(self) -> tuple[Outcome, str]:
-        """[check 1] Every given key has signed the root, and the bundle was made for this root."""
-        opened = open_root(self.request.signed_root, self.request.keys)
-        self.checkpoint, self.timestamp = opened.checkpoint, opened.timestamp
+        """[check 1] Every given key, and one of a policy's logs, has signed; the bundle was made for this root."""
+        policy = self.request.time.policy
+        logs = () if policy is None else [log.key for log in policy.logs]
+        self.opened = opened = open_root(self.request.signed_root, self.request.keys, any_of=logs)
+        self.checkpoint = opened.checkpoint
         if self.checkpoint.extensions:
             raise SignatureError("extension lines of the signed root", expected=(), got=self.checkpoint.extensions)
         self.claim = {
@@ -154,7 +160,6 @@ class _Verification:
             "size": self.checkpoint.size,
             "root": self.checkpoint.root.hex(),
             "signed_by": sorted({key.name for key in opened.keys}),
-            "time": self.timestamp,
         }
         bundle = self.file.bundle
         if (bundle.size, bundle.root) != (self.checkpoint.size, self.checkpoint.root):
@@ -169,16 +174,17 @@ class _Verification:
         )
 
     def time(self) -> tuple[Outcome, str]:
-        """[check 2] What vouches for the time."""
-        if self.timestamp is None:
-            self.warnings.append("the signed root states no time that a given key vouches for")
-            return Outcome.NOT_MADE, "no cosignature by a given key"
-        self.warnings.append("the time is the signer's own claim; no independent witness vouches for it")
-        try:
-            when = datetime.datetime.fromtimestamp(self.timestamp, datetime.UTC).isoformat()
-        except (OverflowError, ValueError, OSError):
-            raise SignatureError("time of the cosignature", expected="a date", got=self.timestamp) from None
-        return Outcome.PASSED, f"{when}, self-asserted"
+        """[check 2] What vouches for the time, from above and from below."""
+        not_before = None
+        with suppress(MalformedError):  # check 4 says what is wrong with the manifest
+            not_before = Manifest.parse(self.file.bundle.leaves[0]).not_before
+        found = gather(self.opened, self.request.time, not_before)
+        self.claim["time"] = found.pieces
+        self.warnings += found.warnings
+        found.require()
+        if not found.pieces:
+            return Outcome.NOT_MADE, "no cosignature by a given key, no token"
+        return Outcome.PASSED, "; ".join(found.details)
 
     def ledger(self) -> tuple[Outcome, str]:
         """[check 3] The signed root is in an append-only log."""
@@ -187,7 +193,7 @@ class _Verification:
     def manifest_and_recipe(self) -> tuple[Outcome, str]:
         """[check 4] The manifest is this run's, and the verifier has its recipe."""
         self.manifest = manifest = Manifest.parse(self.file.bundle.leaves[0])
-        origins = {run_origin(key.name, manifest.run) for key in self.request.keys}
+        origins = {run_origin(key.name, manifest.run) for key in self.opened.keys}
         if origins != {self.checkpoint.origin}:
             raise MalformedError("run that the manifest names", expected=self.checkpoint.origin, got=manifest.run)
         self.claim |= {

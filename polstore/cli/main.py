@@ -8,7 +8,7 @@ from __future__ import annotations
 import typer
 
 from polstore import terminal
-from polstore.cli import archive, keys, reading, writing
+from polstore.cli import archive, keys, reading, time, writing
 
 __all__ = ["app", "main"]
 
@@ -23,6 +23,7 @@ app = typer.Typer(
 for command in (keys.keygen, keys.pubkey, writing.record, writing.commit, writing.prove):
     app.command()(command)
 for name, function in (
+    ("timestamp", time.timestamp),
     ("ls", reading.list_runs),
     ("show", reading.show),
     ("fsck", reading.fsck),

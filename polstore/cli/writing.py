@@ -16,6 +16,7 @@ from polstore.cli.keys import KeyName, PassphraseFile, PrivateKeys, load_keys
 from polstore.cli.options import AsJson, RunName, StorePath, choose_run
 from polstore.errors import PolstoreError, ProofError, TrainingError, UsageError
 from polstore.files import read_file, write_atomic
+from polstore.not_before import read_checkpoint
 from polstore.prover import commit as commit_run
 from polstore.prover import prove as prove_run
 from polstore.reader import open_archive
@@ -46,6 +47,10 @@ def record(
     seed: Annotated[
         int | None, typer.Option(metavar="N", help="Number to derive all randomness from; fresh if left out.")
     ] = None,
+    not_before: Annotated[
+        Path | None,
+        typer.Option(metavar="CHECKPOINT", help="A recent witnessed checkpoint, to show that training began after it."),
+    ] = None,
     config: Annotated[
         list[str] | None,
         typer.Option(
@@ -58,6 +63,7 @@ def record(
     if steps is not None and steps < 1:
         raise UsageError("--steps", expected="1 or more", got=steps)
     settings = _settings(config or [])
+    earlier = None if not_before is None else read_checkpoint(not_before)
     from polstore.codec.live.recipe import RecipeFile  # leads to torch, like the next one
     from polstore.recording import record_recipe
 
@@ -73,6 +79,7 @@ def record(
             fidelity=fidelity,
             device=device,
             resume=resume,
+            not_before=earlier,
             progress=lambda done, total: progress("hashing samples", done, total),
         )
         with recorder:

@@ -13,6 +13,7 @@ from polstore.prover import commit, prove
 from polstore.reader import Run
 from polstore.recording import record_recipe
 from polstore.storage.store import open_store
+from polverify.time import Sources
 from polverify.verdict import Decision, Outcome, Verdict
 from polverify.verify import Request, verify
 from tests.attacks import forge
@@ -84,6 +85,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Judge:
         keys: Any = None,
         recipe: Any = None,
         challenge: Any = None,
+        time: Any = None,
     ) -> Verdict:
         if evidence is not None:
             root = evidence.root if root is None else root
@@ -92,7 +94,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Judge:
         assert data is not None
         path.write_bytes(data)
         wanted = forge.KEY.verifier_keys() if keys is None else keys
-        return verify(Request(root, wanted, path, recipe or forge.RECIPE, challenge))
+        return verify(Request(root, wanted, path, recipe or forge.RECIPE, challenge, time=time or Sources()))
 
     return judged
 
