@@ -60,8 +60,6 @@ def timestamp(
         asked = None if request is None else _own(request, wire.MAX_REQUEST)
         data = _own(response, wire.MAX_RESPONSE)
         token = client.take_in(response, data, note, asked, roots)
-        if asked is None:
-            terminal.note("the nonce was not checked: give the request that was sent with --request")
     kept = signed_root.with_name(signed_root.name + ".tsr") if out is None else out
     write_atomic(kept, data, overwrite=False)
     if as_json:
@@ -78,6 +76,8 @@ def timestamp(
         )
     judged = "not judged here" if token.authority is None else token.authority
     terminal.note(f"kept the token in {kept}; authority: {terminal.text(judged)}")
+    if tsa is None and request is None:
+        terminal.note("the nonce was not checked: that takes the request that was sent, with --request")
 
 
 def _own(path: Path, limit: int) -> bytes:

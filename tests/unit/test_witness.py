@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -18,9 +14,7 @@ from polstore.wire import note as notes
 from polstore.wire.checkpoint import Checkpoint, sign_root
 from polstore.wire.keys import KeyKind, SigningKey
 from polstore.witness import submit, witness_head
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+from tests.loopback import serving
 
 LOG = SigningKey("example.org/archive", bytes(range(32)))
 WITNESS = SigningKey("witness.example/w1", bytes(32))
@@ -29,38 +23,6 @@ HASHES = [merkle.leaf_hash(bytes([leaf])) for leaf in range(7)]
 HEAD = sign_root(Checkpoint(LOG.name, 7, merkle.root(HASHES)), LOG, 1_700_000_000)
 TEXT = notes.parse(HEAD).text
 LINE = notes.cosign(TEXT, WITNESS, 1_700_000_100)
-
-
-@contextmanager
-def serving(answer: Callable[[str, bytes], tuple[int, str, bytes] | bytes]) -> Iterator[str]:
-    """Serve answers (status, content type, body), or raw bytes after which the connection ends."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            given = answer(self.path, body)
-            if isinstance(given, bytes):
-                self.wfile.write(given)
-                return
-            status, kind, content = given
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 class Ledger:
