@@ -150,7 +150,7 @@ def _token(found: Findings, response: bytes, text: str, sources: Sources) -> tup
     line = f"timestamped by {token.authority} at {_date(token.time)} ({accuracy}, policy {token.policy})"
     more = {"accuracy_microseconds": token.accuracy, "policy": token.policy, "serial": token.serial}
     _add(found, TIMESTAMPED, token.authority, token.time, line, **more)
-    return str(token.authority), token.time + (token.accuracy or 0) // 1_000_000
+    return str(token.authority), token.time - -(token.accuracy or 0) // 1_000_000
 
 
 def _lower_bound(found: Findings, data: bytes, policy: Policy | None) -> int | None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import authority
 import pytest
 from authority import DAY, NOW, STAMPING, Signer
-from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from polstore.errors import MalformedError, ServiceError, TimestampError
@@ -222,15 +221,18 @@ def test_two_certificates_of_one_number_cannot_stand_in_for_each_other(
 ) -> None:
     """A server certificate signs; a home-made twin with the right usage and the same number is embedded beside it."""
     server = Signer("Server", trusted, usage=(ExtendedKeyUsageOID.SERVER_AUTH,))
-    twin = Signer("Server", trusted, signed_by=Signer("Root of Time", ca=True), serial=server.certificate.serial_number)
-    response = forged(tmp_path, stamped(tmp_path, tsa), server, twin)
-    if twin.certificate.public_bytes(Encoding.DER) < server.certificate.public_bytes(Encoding.DER):
-        with pytest.raises(TimestampError, match=r"got 2|InvalidSetOrdering"):
+    number, forger = server.certificate.serial_number, Signer("Root of Time", ca=True)
+    statement = stamped(tmp_path, tsa)
+    for _ in range(40):  # strict DER wants certificates in order, and openssl writes the signer's first
+        twin = Signer("Server", trusted, signed_by=forger, serial=number)
+        response = forged(tmp_path, statement, server, twin)
+        with pytest.raises(TimestampError) as caught:
             verify(response, trusted)
-    with pytest.raises(TimestampError):
-        verify(response, trusted)
-    with pytest.raises(TimestampError, match=r"got 2|InvalidSetOrdering"):
-        verify(forged(tmp_path, stamped(tmp_path, tsa), server), trusted, given=(twin,))
+        if "InvalidSetOrdering" not in str(caught.value):
+            break
+    assert "got 2" in str(caught.value)
+    with pytest.raises(TimestampError, match="got 2"):
+        verify(forged(tmp_path, statement, server), trusted, given=(twin,))
 
 
 def test_damaged_responses_give_one_kind_of_error(tmp_path: Path, trusted: Signer, tsa: Signer) -> None:

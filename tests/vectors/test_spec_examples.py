@@ -10,13 +10,16 @@ import torch
 
 from polstore.codec.live.state import LiveState
 from polstore.wire import canonical, merkle
+from polstore.wire import note as notes
 from polstore.wire.checkpoint import open_root
 from polstore.wire.keys import KeyKind, VerifierKey
+from polstore.wire.policy import Policy, evidence
 from polstore.wire.randomness import sample_salt, stream_seed
 from polstore.wire.sample import sample_leaf
 from polstore.wire.state import TensorEntry, scalars_entry, state_digest
 from tools.vectors import challenge, signed_root, tiny_run
 from tools.vectors import state_digest as state_vectors
+from tools.vectors import time as time_vectors
 
 SPECS = Path(__file__).resolve().parents[2] / "specs"
 
@@ -64,6 +67,17 @@ def test_signed_root() -> None:
     assert signed_root.KEY.private_key(KeyKind.COSIGNATURE).private_bytes_raw().hex() in text
     keys = [VerifierKey.parse(line) for line in signed_root.KEYS]
     assert open_root(signed_root.SIGNED, keys).timestamp == 1_700_000_000
+
+
+def test_time() -> None:
+    text = page("time.md")
+    request = next(case for case in time_vectors.vectors()["cases"] if case["id"] == "request_growth")
+    for block in (time_vectors.WITNESSED.decode(), time_vectors.POLICY, request["body"].partition("\n\n")[0] + "\n"):
+        assert "".join(f"    {line}\n" if line else "\n" for line in block.split("\n")[:-1]) in text
+    note = notes.parse(time_vectors.WITNESSED)
+    found = evidence(note, Policy.parse(time_vectors.POLICY.encode()))
+    assert (found.existed_by, found.not_before) == (1_700_000_060, 1_700_000_040)
+    assert sha256(note.text.encode()).hexdigest() in text
 
 
 def test_run_records() -> None:

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from tools.checker import merkle
 from tools.checker.faults import Case, refuse, require, same
 
-__all__ = ["check"]
+__all__ = ["Key", "check", "open_note", "read_checkpoint", "read_key", "verified"]
 
 PRIME = 2**255 - 19
 D = -121665 * pow(121666, -1, PRIME) % PRIME
@@ -46,7 +46,9 @@ def _key_name(name: str) -> None:
 
 
 @dataclass(frozen=True)
-class _Key:
+class Key:
+    """A verifier key."""
+
     name: str
     type: int
     public: bytes
@@ -54,17 +56,19 @@ class _Key:
 
     @property
     def key_id(self) -> bytes:
+        """The four bytes that name it."""
         return sha256(self.name.encode() + b"\n" + bytes([self.type]) + self.public).digest()[:4]
 
 
-def _key(line: str) -> _Key:
+def read_key(line: str) -> Key:
+    """Parse a verifier key."""
     parts = line.split("+", 2)
     _formed(len(parts) == 3, "verifier key")
     name, key_id, typed = parts
     data = _base64(typed)
     _key_name(name)
     _formed(len(data) == 33 and data[0] in (1, 4), "type and size of a public key")
-    key = _Key(name, data[0], data[1:], line)
+    key = Key(name, data[0], data[1:], line)
     _formed(key_id == key.key_id.hex(), "key id")
     _public_key(key.public)
     return key
@@ -88,7 +92,7 @@ def _public_key(public: bytes) -> None:
     _formed((x, y) != (0, 1), "public key of small order")
 
 
-def _note(data: bytes) -> tuple[str, list[tuple[str, bytes]]]:
+def open_note(data: bytes) -> tuple[str, list[tuple[str, bytes]]]:
     """Return the text and the signatures as (key name, key id and signature)."""
     _formed(len(data) <= 2**20, "size of a note")
     try:
@@ -111,7 +115,7 @@ def _note(data: bytes) -> tuple[str, list[tuple[str, bytes]]]:
     return whole[: cut + 1], signatures
 
 
-def _verify(text: str, signatures: list[tuple[str, bytes]], keys: list[_Key]) -> list[tuple[str, int | None]]:
+def verified(text: str, signatures: list[tuple[str, bytes]], keys: list[Key]) -> list[tuple[str, int | None]]:
     """Return the lines of the keys that signed, each with its timestamp."""
     signers: list[tuple[str, int | None]] = []
     for name, blob in signatures:
@@ -136,7 +140,8 @@ def _verify(text: str, signatures: list[tuple[str, bytes]], keys: list[_Key]) ->
     return signers
 
 
-def _checkpoint(text: str) -> tuple[str, int, bytes]:
+def read_checkpoint(text: str) -> tuple[str, int, bytes]:
+    """Return origin, size and root."""
     lines = text.split("\n")
     _formed(len(lines) >= 4 and lines.pop() == "" and all(lines), "lines of a checkpoint")
     _formed(len(lines[0]) <= 1024, "origin")
@@ -146,13 +151,13 @@ def _checkpoint(text: str) -> tuple[str, int, bytes]:
     return lines[0], size, root
 
 
-def _open(data: bytes, keys: list[_Key]) -> tuple[str, int, bytes, int | None]:
-    text, signatures = _note(data)
-    origin, size, root = _checkpoint(text)
+def _open(data: bytes, keys: list[Key]) -> tuple[str, int, bytes, int | None]:
+    text, signatures = open_note(data)
+    origin, size, root = read_checkpoint(text)
     for key in keys:
         owned = origin == key.name or (origin.startswith(key.name + "/") and origin != key.name + "/")
         _signed(owned, "origin under another name")
-    signers = _verify(text, signatures, keys)
+    signers = verified(text, signatures, keys)
     _signed(len(signers) == len(keys), "a key has not signed")
     return origin, size, root, max((time for _, time in signers if time is not None), default=None)
 
@@ -168,7 +173,7 @@ def _proof(data: bytes) -> tuple[int, list[bytes], bytes]:
     _formed(len(lines) <= 48, "number of hashes")
     hashes = [_base64(line) for line in lines]
     _formed(all(len(item) == 32 for item in hashes), "size of a hash")
-    _checkpoint(_note(signed_root)[0])
+    read_checkpoint(open_note(signed_root)[0])
     return index, hashes, signed_root
 
 
@@ -181,7 +186,7 @@ def _public_line(name: str, kind: int, seed: bytes) -> str:
 def check(case: Case) -> None:
     """Check one case."""
     if case["kind"] == "verifier_key":
-        key = _key(case["line"])
+        key = read_key(case["line"])
         same("key", (key.name, key.type, key.public.hex()), (case["name"], case["type"], case["public"]))
         return
     if case["kind"] == "signing_key":
@@ -190,11 +195,11 @@ def check(case: Case) -> None:
         derived = hmac.digest(extracted, b"polstore cosignature v1\n" + name.encode() + b"\1", "sha256")
         same("keys", [_public_line(name, 1, seed), _public_line(name, 4, derived)], case["keys"])
         return
-    keys = [_key(line) for line in case["keys"]]
+    keys = [read_key(line) for line in case["keys"]]
     data = bytes.fromhex(case["hex"]) if "hex" in case else case["text"].encode()
     if case["kind"] == "note":
-        text, signatures = _note(data)
-        same("signers", [list(signer) for signer in _verify(text, signatures, keys)], case["signers"])
+        text, signatures = open_note(data)
+        same("signers", [list(signer) for signer in verified(text, signatures, keys)], case["signers"])
     elif case["kind"] == "signed_root":
         origin, size, root, time = _open(data, keys)
         stated = (case["origin"], case["size"], case["root"], case["timestamp"])

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tools.vectors import bundle, canonical, challenge, codec, merkle, run_records, signed_root, state_digest
+from tools.vectors import bundle, canonical, challenge, codec, merkle, run_records, signed_root, state_digest, time
 
 if TYPE_CHECKING:
     from tools.vectors.cases import File
@@ -22,6 +22,7 @@ MODULES = {  # file name in specs/vectors, without .json: the module that makes 
     "run_records": run_records,
     "signed_root": signed_root,
     "state_digest": state_digest,
+    "time": time,
 }
 FOLDER = Path(__file__).resolve().parents[2] / "specs" / "vectors"
 
