@@ -1,21 +1,35 @@
-"""Commands about time: timestamp."""
+"""Commands about time: timestamp, and what `log witness` does with a ledger."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from polstore import terminal
+from polstore import keyfile, terminal
 from polstore.cli.options import AsJson
 from polstore.errors import CallerError, ProofError, UsageError
 from polstore.files import read_file, write_atomic
+from polstore.wire.keys import KeyKind
 from polstore.wire.note import MAX_NOTE
+from polstore.wire.policy import MAX_POLICY, Policy
 
-__all__ = ["timestamp"]
+if TYPE_CHECKING:
+    from polstore.wire.keys import VerifierKey
+    from polstore.witness import Ledger
+
+__all__ = ["PolicyFile", "WitnessKeys", "timestamp", "witness"]
 
 MAX_PEM = 2**20  # bytes of a certificate file
+
+WitnessKeys = Annotated[
+    list[Path] | None,
+    typer.Option("--witness-key", metavar="KEY.pub", help="Cosignature key of the witness. Repeatable."),
+]
+PolicyFile = Annotated[
+    Path | None, typer.Option("--policy", metavar="FILE", help="C2SP tlog-policy that lists the witness.")
+]
 
 
 def timestamp(
@@ -78,6 +92,45 @@ def timestamp(
     terminal.note(f"kept the token in {kept}; authority: {terminal.text(judged)}")
     if tsa is None and request is None:
         terminal.note("the nonce was not checked: that takes the request that was sent, with --request")
+
+
+def witness(ledger: Ledger, url: str, policy: Path | None, keys: list[Path] | None, *, as_json: bool = False) -> None:
+    """Have a witness cosign a ledger's head, keep its cosignature, and say so.
+
+    Args:
+        ledger: an open store's ledger.
+        url: submission prefix of the witness.
+        policy: policy file; its witnesses' keys count.
+        keys: files of verifier keys; those of type 04 count.
+        as_json: print JSON to stdout.
+
+    Raises:
+        UsageError: no cosignature key of any witness.
+        CallerError: a file that is none, and whatever `polstore.witness.witness_head` raises.
+    """
+    from polstore.witness import witness_head  # leads to HTTP
+
+    done = witness_head(ledger, url, _witness_keys(policy, keys or []))
+    found = [{"witness": each.key.name, "time": each.timestamp} for each in done.found]
+    if as_json:
+        terminal.emit_json({"url": url, "cosigned": found, "head": done.head.decode()})
+    names = ", ".join(f"{each.key.name} at {each.timestamp}" for each in done.found)
+    terminal.note(f"witnessed by {terminal.text(names)}")
+
+
+def _witness_keys(policy: Path | None, files: list[Path]) -> list[VerifierKey]:
+    """Return the cosignature keys that a policy and key files hold."""
+    keys = [key for file in files for key in keyfile.load_verifier_keys(file)]
+    if policy is not None:
+        data = _own(policy, MAX_POLICY)
+        try:
+            keys += [each.key for each in Policy.parse(data).witnesses]
+        except ProofError as error:
+            raise CallerError(f"{policy}: {error}") from error
+    found = list(dict.fromkeys(key for key in keys if key.kind is KeyKind.COSIGNATURE))
+    if not found:
+        raise UsageError("whose cosignature?", expected="--policy or --witness-key with a cosignature key", got="none")
+    return found
 
 
 def _own(path: Path, limit: int) -> bytes:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import pytest
 
 from polstore import http
-from polstore.errors import MalformedError, ServiceError, SignatureError, StaleError, UsageError
+from polstore.cli import time as time_commands
+from polstore.errors import (
+    CallerError,
+    MalformedError,
+    MissingError,
+    ServiceError,
+    SignatureError,
+    StaleError,
+    UsageError,
+)
 from polstore.http import post
 from polstore.wire import merkle, witness
 from polstore.wire import note as notes
@@ -15,6 +26,9 @@ from polstore.wire.checkpoint import Checkpoint, sign_root
 from polstore.wire.keys import KeyKind, SigningKey
 from polstore.witness import submit, witness_head
 from tests.loopback import serving
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 LOG = SigningKey("example.org/archive", bytes(range(32)))
 WITNESS = SigningKey("witness.example/w1", bytes(32))
@@ -167,3 +181,28 @@ def test_an_answer_that_trickles_meets_its_deadline(monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(http, "CHUNK", 1)
         with pytest.raises(ServiceError, match="within 30 s"):
             post(url, b"", "text/plain", 2**10)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "policy").write_text(f"witness w {KEY.line()}\nquorum w\n")
+    (tmp_path / "witness.pub").write_text(f"{KEY.line()}\n{LOG.verifier_keys()[0].line()}\n")
+    (tmp_path / "log.pub").write_text(f"{LOG.verifier_keys()[0].line()}\n")
+    (tmp_path / "cut").write_text("quorum none")
+    with serving(lambda _path, _body: (200, "text/plain", LINE.line().encode())) as url:
+        for policy, keys in ((tmp_path / "policy", None), (None, [tmp_path / "witness.pub"])):
+            ledger = Ledger()
+            time_commands.witness(ledger, url, policy, keys, as_json=True)
+            assert ledger.kept == [HEAD + LINE.line().encode()]
+            out, err = capsys.readouterr()
+            assert json.loads(out)["cosigned"] == [{"witness": WITNESS.name, "time": 1_700_000_100}]
+            assert err == "witnessed by witness.example/w1 at 1700000100\n"
+        for policy, keys, error in (
+            (None, None, UsageError),
+            (None, [tmp_path / "log.pub"], UsageError),
+            (tmp_path / "cut", None, CallerError),
+            (tmp_path / "none", None, MissingError),
+        ):
+            ledger = Ledger()
+            with pytest.raises(error):
+                time_commands.witness(ledger, url, policy, keys)
+            assert ledger.kept == []
