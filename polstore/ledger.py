@@ -181,20 +181,21 @@ def require_owner(view: Reader, name: str) -> None:
             raise UsageError("the ledger of this store is another signer's", expected=f"a key of {origin}", got=name)
 
 
-def signing_time(view: Reader, key: SigningKey, now: int) -> int:
-    """Return the time to sign at: now, but never before the newest head, as far as ``key`` has signed that.
+def signing_time(view: Reader, signers: Sequence[SigningKey], now: int) -> int:
+    """Return the time to sign at: now, but never before the newest head, as far as one of these keys has signed that.
 
     A clock may be set back between two commits, and verifiers refuse a log that grows while its time runs backwards.
 
     Raises:
-        DamagedError: the head is no note, or carries a false signature of this key.
+        DamagedError: the head is no note, or carries a false signature of one of these keys.
     """
     if view.ledger.newest() is None:
         return now
     try:
         parsed = note.parse(head(view))
         names = {(item.name, item.key_id) for item in parsed.signatures}
-        known = [item for item in key.verifier_keys() if (item.name, item.key_id) in names]
+        own = (half for key in signers for half in key.verifier_keys())
+        known = [item for item in own if (item.name, item.key_id) in names]
         verified = note.verify(parsed, known) if known else ()  # an older key of the same name may have signed
     except (MalformedError, SignatureError) as error:
         raise DamagedError(f"head of the ledger is damaged: {error}") from error
@@ -221,8 +222,8 @@ def require_extends(old: Checkpoint, new: Checkpoint, node: merkle.Node, what: s
         raise DamagedError(f"{what} does not extend what was signed of it: {error}") from error
 
 
-def enter(transaction: Writer, leaves: Sequence[LedgerLeaf], key: SigningKey, timestamp: int) -> int:
-    """Append leaves, sign and store the new head, and return the index of the first leaf.
+def enter(transaction: Writer, leaves: Sequence[LedgerLeaf], timestamp: int, key: SigningKey, *more: SigningKey) -> int:
+    """Append leaves, sign the new head with all keys, store it, and return the index of the first leaf.
 
     Raises:
         UsageError: the ledger belongs to another key name.
@@ -240,7 +241,7 @@ def enter(transaction: Writer, leaves: Sequence[LedgerLeaf], key: SigningKey, ti
     after = Checkpoint(key.name, size, ledger.root(size))
     if before is not None:
         require_extends(before, after, ledger.node, "the ledger")
-    ledger.put_head(size, sign_root(after, key, timestamp))
+    ledger.put_head(size, sign_root(after, key, timestamp, *more))
     return first
 
 

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 __all__ = ["Proof", "commit", "prove"]
 
 
-def commit(store: Store, run: str, key: SigningKey, *, now: Callable[[], float] = time.time) -> bytes:
+def commit(store: Store, run: str, key: SigningKey, *more: SigningKey, now: Callable[[], float] = time.time) -> bytes:
     """Sign the root over all leaves that ``run`` has by now, enter it into the ledger, and return it.
 
     Root, ledger entry and the ledger's new head are stored in one transaction, so commits at the same time follow each
@@ -56,6 +56,7 @@ def commit(store: Store, run: str, key: SigningKey, *, now: Callable[[], float] 
         store: a store open for writing.
         run: name of the run.
         key: signs root and head, and cosigns both with the time under the cosignature key derived from it.
+        more: further keys of the same name, which sign as well: the old key's successor, during a rotation.
         now: the clock, in seconds since 1970.
 
     Returns:
@@ -63,10 +64,15 @@ def commit(store: Store, run: str, key: SigningKey, *, now: Callable[[], float] 
 
     Raises:
         MissingError: no such run.
-        UsageError: the store's ledger belongs to another key name.
-        ExistsError: this size was signed under another key.
+        UsageError: the store's ledger belongs to another key name, keys of different names, or the same one twice.
+        ExistsError: this size was signed under another key, or not under all of these.
         DamagedError: what the store holds is not what was signed before; nothing more is signed then.
     """
+    names = {signer.name for signer in (key, *more)}
+    if len(names) > 1:
+        raise UsageError("names of the keys to sign with", expected="one name", got=" and ".join(sorted(names)))
+    if len({key, *more}) != 1 + len(more):
+        raise UsageError("keys to sign with", expected="each key once", got="one twice")
 
     def work(transaction: Writer) -> bytes:
         size = transaction.leaf_count(run)
@@ -74,19 +80,19 @@ def commit(store: Store, run: str, key: SigningKey, *, now: Callable[[], float] 
             raise MissingError(f"no run {run} in the store")
         ledger.require_owner(transaction, key.name)
         checkpoint = Checkpoint(run_origin(key.name, run), size, transaction.tree_root(run, size))
-        timestamp = ledger.signing_time(transaction, key, int(now()))
+        timestamp = ledger.signing_time(transaction, (key, *more), int(now()))
         newest = transaction.newest_root(run)
         if newest == size:
-            signed = _signed_before(transaction.root(run, size), checkpoint, key)
+            signed = _signed_before(transaction.root(run, size), checkpoint, (key, *more))
         else:
             if newest is not None:
                 last = _signed_checkpoint(transaction, run, newest)
                 ledger.require_extends(last, checkpoint, transaction.tree(run), f"run {run}")
-            signed = sign_root(checkpoint, key, timestamp)
+            signed = sign_root(checkpoint, key, timestamp, *more)
             transaction.put_root(run, size, signed)
         leaves = _not_entered(transaction, run, checkpoint.origin)
         if leaves:
-            ledger.enter(transaction, leaves, key, timestamp)
+            ledger.enter(transaction, leaves, timestamp, key, *more)
         return signed
 
     return store.write(work)
@@ -130,11 +136,11 @@ def _manifest(view: Reader, run: str) -> Manifest:
         raise DamagedError(f"manifest of run {run} is damaged: {error}") from error
 
 
-def _signed_before(signed: bytes, checkpoint: Checkpoint, key: SigningKey) -> bytes:
-    """Return a signed root from the store after checking that ``key`` has signed just this checkpoint."""
+def _signed_before(signed: bytes, checkpoint: Checkpoint, keys: Sequence[SigningKey]) -> bytes:
+    """Return a signed root from the store after checking that all ``keys`` have signed just this checkpoint."""
     what = f"{checkpoint.origin}, signed root over {checkpoint.size} leaves"
     try:
-        got = open_root(signed, key.verifier_keys()).checkpoint
+        got = open_root(signed, [half for key in keys for half in key.verifier_keys()]).checkpoint
     except MalformedError as error:
         raise DamagedError(f"{what} is damaged: {error}") from error
     except SignatureError as error:

@@ -23,6 +23,7 @@ from polstore.codec.live.samples import dataset_hashes
 from polstore.codec.live.state import LiveState, hyperparameters
 from polstore.codec.quantise import FIDELITIES
 from polstore.errors import ExistsError, MissingError, TrainingError, UsageError
+from polstore.not_before import check_checkpoint
 from polstore.reader import open_archive
 from polstore.recorder import Recorder
 from polstore.run_row import RunRow
@@ -80,6 +81,7 @@ def record(
     initial: str = "distribution",
     fidelity: str = FIDELITIES[0],
     dataset: Any = None,
+    not_before: bytes | None = None,
     resume: bool = False,
     sync: bool = True,
     progress: Callable[[int, int], None] | None = None,
@@ -101,6 +103,7 @@ def record(
         initial: ``seed`` if the model was built right after `seed_initial` with this seed, else ``distribution``.
         fidelity: ``float16-writeback`` or ``lossless``.
         dataset: what to commit to; the loader's dataset if None.
+        not_before: a recent checkpoint note with its witnesses' cosignatures, to show that training began after it.
         resume: go on from the run's last snapshot, which is put into the live objects; begin if there is no such run.
         sync: whether a snapshot counts only when the device has it; see `polstore.storage.store.open_store`.
         progress: told (samples hashed, samples in all).
@@ -125,6 +128,7 @@ def record(
         initial=initial,
         sampler="free" if loader is None else "seed",
         device=device,
+        not_before=not_before,
     )
     data = dataset if dataset is not None else loader.dataset if loader is not None else None
     return _start(Path(store), live, loader, data, declaration, resume=resume, sync=sync, progress=progress)
@@ -140,6 +144,7 @@ def record_recipe(
     seed: bytes | int | None = None,
     fidelity: str = FIDELITIES[0],
     device: str = "cpu",
+    not_before: bytes | None = None,
     resume: bool = False,
     sync: bool = True,
     progress: Callable[[int, int], None] | None = None,
@@ -163,6 +168,7 @@ def record_recipe(
         initial="seed",
         sampler="seed",
         device=device,
+        not_before=not_before,
     )
     recorder = _start(
         Path(store),
@@ -191,6 +197,7 @@ class _Declaration:
         initial: str,
         sampler: str,
         device: str,
+        not_before: bytes | None,
     ) -> None:
         if fidelity not in FIDELITIES:
             raise UsageError("unknown fidelity", expected=" or ".join(FIDELITIES), got=fidelity)
@@ -206,6 +213,7 @@ class _Declaration:
         self.initial = initial
         self.sampler = sampler
         self.device = device
+        self.not_before = None if not_before is None else check_checkpoint(not_before)
 
     def manifest(self, live: LiveState, dataset: Dataset, state: bytes) -> tuple[Manifest, bytes]:
         """Return the manifest and the blob of hyperparameters that it refers to."""
@@ -223,6 +231,7 @@ class _Declaration:
             environment=detect(self.device),
             fidelity=self.fidelity,
             every=self.every,
+            not_before=self.not_before,
         )
         return manifest, hypers
 
@@ -234,6 +243,7 @@ class _Declaration:
             ("steps between snapshots", manifest.every, self.every),
             ("seed", manifest.seed, self.seed),
             ("sampler", manifest.sampler, self.sampler),
+            ("checkpoint to begin after", manifest.not_before, self.not_before or manifest.not_before),
         ):
             if expected != got:
                 raise UsageError(f"run {self.run} was declared with another {what}", expected=expected, got=got)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from polstore import keyfile, terminal
+from polstore import terminal
 from polstore.codec.live.recipe import RecipeFile
 from polstore.errors import CallerError, ProofError, UsageError
 from polstore.files import read_file, write_atomic
@@ -29,6 +29,16 @@ from polverify.fetch import DEFAULT_MAX_BYTES, is_archive
 from polverify.log import check_log
 from polverify.remote import verify_archive
 from polverify.show import claims
+from polverify.trust import (
+    KeyName,
+    Keys,
+    PolicyFile,
+    Timestamps,
+    TsaCertificates,
+    TsaRoots,
+    time_sources,
+    trusted_keys,
+)
 from polverify.verdict import Outcome, Verdict
 from polverify.verify import Request, verify
 
@@ -44,7 +54,6 @@ app = typer.Typer(
 )
 
 SignedRoot = Annotated[Path, typer.Argument(metavar="SIGNED_ROOT", help="Signed root, as polstore commit wrote it.")]
-Key = Annotated[Path, typer.Option(metavar="KEY.pub", help="Verifier keys of the signer.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 
 MARKS = {
@@ -58,9 +67,11 @@ MARKS = {
 @app.command()
 def challenge(
     signed_root: SignedRoot,
-    key: Key,
     segments: Annotated[int, typer.Option(metavar="N", help="Segments to open, in all.")],
     out: Annotated[Path, typer.Option(metavar="CHALLENGE", help="Challenge file to write.")],
+    key: Keys = None,
+    name: KeyName = None,
+    policy: PolicyFile = None,
     random: Annotated[
         int | None,
         typer.Option(metavar="R", help="How many of them the nonce draws; all but the first and the last if left out."),
@@ -75,7 +86,9 @@ def challenge(
 
     Do it after the root was signed, never before.
     """
-    opened = open_root(read_file(signed_root, MAX_NOTE), keyfile.load_verifier_keys(key))
+    keys, trusted = trusted_keys(key, name, policy)
+    logs = () if trusted is None else [log.key for log in trusted.logs]
+    opened = open_root(read_file(signed_root, MAX_NOTE), keys, any_of=logs)
     drawn = Challenge.draw(
         opened.checkpoint.origin,
         opened.checkpoint.size,
@@ -93,7 +106,6 @@ def challenge(
 @app.command()
 def check(
     signed_root: SignedRoot,
-    key: Key,
     bundle: Annotated[
         str,
         typer.Option(
@@ -120,6 +132,12 @@ def check(
         int, typer.Option(metavar="N", min=1, help="Bytes to fetch from a static archive at most.")
     ] = DEFAULT_MAX_BYTES,
     device: Annotated[str, typer.Option(metavar="D", help="Where to replay: cpu, cuda, cuda:1.")] = "cpu",
+    key: Keys = None,
+    name: KeyName = None,
+    policy: PolicyFile = None,
+    timestamp: Timestamps = None,
+    tsa_root: TsaRoots = None,
+    tsa_cert: TsaCertificates = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a bundle against a signed root, and say so.
@@ -127,18 +145,21 @@ def check(
     Signatures, inclusion, continuity, data, and a replay of each opened segment. Exit code: 0 ACCEPT, 1 REJECT,
     3 INCONCLUSIVE; 2 and 4 mean that there is no verdict.
     """
+    keys, trusted = trusted_keys(key, name, policy)
+    sources = time_sources(trusted, timestamp, tsa_root, tsa_cert)
     remote = is_archive(bundle)
     if segment and not remote:
         raise UsageError("--segment", expected="a static archive as --bundle", got=bundle)
     with terminal.progress() as progress, terminal.recipe_at_work():
         request = Request(
             signed_root=read_file(signed_root, MAX_NOTE),
-            keys=keyfile.load_verifier_keys(key),
+            keys=keys,
             bundle=bundle,
             recipe=RecipeFile.read(recipe),
             challenge=None if challenge is None else _own_challenge(challenge),
             ledger=None if ledger is None else read_file(ledger, MAX_FILE),
             device=device,
+            time=sources,
             progress=progress,
         )
         verdict = verify_archive(request, segment, max_bytes) if remote else verify(request)
@@ -156,7 +177,6 @@ def check(
 @app.command()
 def log(
     head: Annotated[Path, typer.Argument(metavar="HEAD", help="Signed head of a ledger, from polstore log head.")],
-    key: Key,
     state: Annotated[Path, typer.Option(metavar="FILE", help="File of your own that keeps the last head seen.")],
     consistency: Annotated[
         Path | None,
@@ -165,6 +185,9 @@ def log(
     max_age: Annotated[
         int | None, typer.Option(metavar="S", help="Reject a head that was signed more than S seconds ago.")
     ] = None,
+    key: Keys = None,
+    name: KeyName = None,
+    policy: PolicyFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Check the head of a ledger against the last one seen, and keep it.
@@ -174,10 +197,12 @@ def log(
     """
     if max_age is not None and max_age < 0:
         raise UsageError("--max-age", expected="0 or more", got=max_age)
+    keys, trusted = trusted_keys(key, name, policy)
     verdict = check_log(
         read_file(head, MAX_NOTE),
-        keyfile.load_verifier_keys(key),
+        keys,
         state,
+        any_of=() if trusted is None else [log.key for log in trusted.logs],
         consistency=None if consistency is None else read_file(consistency, MAX_CONSISTENCY_BYTES),
         not_before=None if max_age is None else int(time.time()) - max_age,
     )

@@ -55,7 +55,13 @@ class Entered:
 
 
 def check_entry(
-    data: bytes, keys: Sequence[VerifierKey], signed: Checkpoint, manifest: Manifest, timestamp: int | None
+    data: bytes,
+    keys: Sequence[VerifierKey],
+    signed: Checkpoint,
+    manifest: Manifest,
+    timestamp: int | None,
+    *,
+    any_of: Sequence[VerifierKey] = (),
 ) -> Entered:
     """Check that a signed root is in the ledger of its signer.
 
@@ -65,6 +71,7 @@ def check_entry(
         signed: what the signed root states.
         manifest: leaf 0 of the run, which names its parents.
         timestamp: time of the signed root, seconds since 1970, or None.
+        any_of: one of these must have, if there are any.
 
     Raises:
         MalformedError: not such a file, or extra data that is no leaf of a ledger.
@@ -73,7 +80,7 @@ def check_entry(
         LedgerError: the file is about another signed root, or the head is older than the root that it has.
     """
     proof = TlogProof.parse(data)
-    head = open_head(proof.signed_root, keys)
+    head = open_head(proof.signed_root, keys, any_of=any_of)
     leaf = LedgerLeaf.of(signed, manifest)
     if proof.extra is not None:  # a leaf with extensions, which cannot be known here; the rest must be as it should
         given = LedgerLeaf.parse(proof.extra)
@@ -144,6 +151,7 @@ def check_log(
     keys: Sequence[VerifierKey],
     state: Path,
     *,
+    any_of: Sequence[VerifierKey] = (),
     consistency: bytes | None = None,
     not_before: int | None = None,
 ) -> Verdict:
@@ -156,6 +164,7 @@ def check_log(
     Args:
         head: bytes of the signed head.
         keys: every one of them must have signed it.
+        any_of: one of these must have, if there are any.
         state: file of the verifier's own with the last head seen; made by the first call.
         consistency: lines of a consistency proof from the kept head to this one.
         not_before: the least time that the head may state, seconds since 1970, or None for any.
@@ -164,17 +173,24 @@ def check_log(
         CallerError: the state cannot be read or written, or is that of another log.
     """
     with _alone(state):
-        return _Comparison(head, keys, state, consistency, not_before).run()
+        return _Comparison(head, keys, any_of, state, consistency, not_before).run()
 
 
 class _Comparison:
     """One comparison; the numbers are those of specs/ledger.md, section "Verification: the log"."""
 
     def __init__(
-        self, head: bytes, keys: Sequence[VerifierKey], state: Path, consistency: bytes | None, not_before: int | None
+        self,
+        head: bytes,
+        keys: Sequence[VerifierKey],
+        any_of: Sequence[VerifierKey],
+        state: Path,
+        consistency: bytes | None,
+        not_before: int | None,
     ) -> None:
         self.head = head
         self.keys = keys
+        self.any_of = any_of
         self.state = state
         self.consistency = consistency
         self.not_before = not_before
@@ -209,7 +225,7 @@ class _Comparison:
 
     def signature(self) -> tuple[Outcome, str]:
         """[check 1] Every given key has signed the head, and it is the head of their ledger."""
-        self.opened = open_head(self.head, self.keys)
+        self.opened = open_head(self.head, self.keys, any_of=self.any_of)
         self.new = new = self.opened.checkpoint
         self.claim = {
             "origin": new.origin,

@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from polstore.codec.chain import MAX_CHAIN
 from polstore.codec.frames import StoredSnapshot
 from polstore.errors import DataError, MalformedError, MerkleError, MissingError, UsageError
 from polstore.files import write_atomic
@@ -55,7 +56,6 @@ from polstore.wire.tiles import (
     tile_of,
 )
 from polverify.fetch import DEFAULT_MAX_BYTES, get_all, open_source
-from polverify.states import MAX_CHAIN
 from polverify.verify import Request, verify
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ loosens a check. Torch is loaded at check 5, once everything that can be known w
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import math
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
@@ -33,8 +33,9 @@ from polverify.bundle_file import BundleFile
 from polverify.capability import narrow
 from polverify.continuity import check_continuity, state_at
 from polverify.data import check_samples, check_steps
-from polverify.log import check_entry
+from polverify.log import Entered, check_entry
 from polverify.states import States
+from polverify.time import Sources, gather
 from polverify.verdict import Check, Decision, Outcome, SegmentResult, Verdict
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from polstore.codec.live.recipe import RecipeFile
     from polstore.codec.snapshot import Snapshot
     from polstore.wire.challenge import Challenge
-    from polstore.wire.checkpoint import Checkpoint
+    from polstore.wire.checkpoint import Checkpoint, OpenedRoot
     from polstore.wire.keys import VerifierKey
     from polstore.wire.segment import SegmentRecord
     from polstore.wire.steps import Steps
@@ -63,12 +64,14 @@ class Request:
 
     Attributes:
         signed_root: bytes of the signed root.
-        keys: the keys that must have signed it.
+        keys: the keys that all must have signed it; may be empty where the policy of ``time`` lists logs, of which one
+            must have.
         bundle: path of the bundle, or a function that makes one and returns its path, called in check 0.
         recipe: the verifier's own recipe file.
         challenge: the verifier's challenge, or None to look at whatever the prover opened.
         ledger: bytes of the proof that the signed root is in a ledger (a .tlog-proof file), or None.
         device: where to replay.
+        time: whom the verifier believes about times.
         progress: told (what is being done, done, in all).
     """
 
@@ -79,6 +82,7 @@ class Request:
     challenge: Challenge | None = None
     ledger: bytes | None = None
     device: str = "cpu"
+    time: Sources = field(default_factory=Sources)
     progress: Callable[[str, int, int], None] = lambda _what, _done, _total: None
 
 
@@ -100,8 +104,9 @@ class _Verification:
     results: list[SegmentResult] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     claim: dict[str, Any] = field(default_factory=dict)
+    logs: tuple[VerifierKey, ...] = ()
+    opened: OpenedRoot = field(init=False)
     checkpoint: Checkpoint = field(init=False)
-    timestamp: int | None = field(init=False)
     file: BundleFile = field(init=False)
     states: States = field(init=False)
     manifest: Manifest = field(init=False)
@@ -151,9 +156,11 @@ class _Verification:
         return Outcome.PASSED, f"{self.file.size} bytes, {len(index.opened)} segments opened"
 
     def signature(self) -> tuple[Outcome, str]:
-        """[check 1] Every given key has signed the root, and the bundle was made for this root."""
-        opened = open_root(self.request.signed_root, self.request.keys)
-        self.checkpoint, self.timestamp = opened.checkpoint, opened.timestamp
+        """[check 1] Every given key, and one of a policy's logs, has signed; the bundle was made for this root."""
+        policy = self.request.time.policy
+        self.logs = () if policy is None else tuple(log.key for log in policy.logs)
+        self.opened = opened = open_root(self.request.signed_root, self.request.keys, any_of=self.logs)
+        self.checkpoint = opened.checkpoint
         if self.checkpoint.extensions:
             raise SignatureError("extension lines of the signed root", expected=(), got=self.checkpoint.extensions)
         self.claim = {
@@ -161,7 +168,6 @@ class _Verification:
             "size": self.checkpoint.size,
             "root": self.checkpoint.root.hex(),
             "signed_by": sorted({key.name for key in opened.keys}),
-            "time": self.timestamp,
         }
         bundle = self.file.bundle
         if (bundle.size, bundle.root) != (self.checkpoint.size, self.checkpoint.root):
@@ -176,31 +182,42 @@ class _Verification:
         )
 
     def time(self) -> tuple[Outcome, str]:
-        """[check 2] What vouches for the time."""
-        if self.timestamp is None:
-            self.warnings.append("the signed root states no time that a given key vouches for")
-            return Outcome.NOT_MADE, "no cosignature by a given key"
-        self.warnings.append("the time is the signer's own claim; no independent witness vouches for it")
-        try:
-            when = datetime.datetime.fromtimestamp(self.timestamp, datetime.UTC).isoformat()
-        except (OverflowError, ValueError, OSError):
-            raise SignatureError("time of the cosignature", expected="a date", got=self.timestamp) from None
-        return Outcome.PASSED, f"{when}, self-asserted"
+        """[check 2] What vouches for the time, from above and from below."""
+        not_before, heads = None, []
+        with suppress(MalformedError):  # check 4 says what is wrong with the manifest
+            not_before = Manifest.parse(self.file.bundle.leaves[0]).not_before
+        with suppress(ProofError):  # check 3 says what is wrong with the ledger
+            heads = [entry.head.note for entry in self.entries()]
+        found = gather(self.opened, self.request.time, not_before, heads)
+        self.claim["time"] = found.pieces
+        self.warnings += found.warnings
+        found.require()
+        if not found.pieces:
+            return Outcome.NOT_MADE, "no cosignature by a given key, no token"
+        return Outcome.PASSED, "; ".join(found.details)
 
     def ledger(self) -> tuple[Outcome, str]:
         """[check 3] The signed root is in an append-only log."""
-        if self.request.ledger is None:
+        entries = self.entries()
+        if not entries:
             return Outcome.NOT_MADE, "no ledger evidence was given"
-        manifest = Manifest.parse(self.file.bundle.leaves[0])
-        found = check_entry(self.request.ledger, self.request.keys, self.checkpoint, manifest, self.timestamp)
         self.warnings.append("whether the ledger was rewritten since is what polverify log tells")
-        head = found.head.checkpoint
-        return Outcome.PASSED, f"leaf {found.index} of {head.size} of {head.origin}"
+        head = entries[0].head.checkpoint
+        return Outcome.PASSED, f"leaf {entries[0].index} of {head.size} of {head.origin}"
+
+    def entries(self) -> list[Entered]:
+        """Return where the root is in its ledger: once, or not at all if no proof of it was given."""
+        if self.request.ledger is None:
+            return []
+        manifest = Manifest.parse(self.file.bundle.leaves[0])
+        time = self.opened.timestamp
+        keys = self.request.keys
+        return [check_entry(self.request.ledger, keys, self.checkpoint, manifest, time, any_of=self.logs)]
 
     def manifest_and_recipe(self) -> tuple[Outcome, str]:
         """[check 4] The manifest is this run's, and the verifier has its recipe."""
         self.manifest = manifest = Manifest.parse(self.file.bundle.leaves[0])
-        origins = {run_origin(key.name, manifest.run) for key in self.request.keys}
+        origins = {run_origin(key.name, manifest.run) for key in self.opened.keys}
         if origins != {self.checkpoint.origin}:
             raise MalformedError("run that the manifest names", expected=self.checkpoint.origin, got=manifest.run)
         self.claim |= {

@@ -28,7 +28,7 @@ RunOrAll = Annotated[str | None, typer.Option("--run", metavar="NAME", help="Nam
 
 
 def stats(store: StorePath, run: RunOrAll = None, as_json: AsJson = False) -> None:
-    """Show how many bytes the runs of a store take, and what they are."""
+    """Show how many bytes the runs of a store take, and in what."""
     with terminal.progress() as progress, open_store(store, readonly=True) as opened:
         found = store_stats(opened, run, progress)
     if as_json:

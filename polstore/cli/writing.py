@@ -1,4 +1,4 @@
-"""Commands of the trainer: keygen, record, commit, prove."""
+"""Commands of the trainer: record, commit, prove."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from polstore import keyfile, terminal
+from polstore import terminal
+from polstore.cli.keys import KeyName, PassphraseFile, PrivateKeys, load_keys
 from polstore.cli.options import AsJson, RunName, StorePath, choose_run
 from polstore.errors import PolstoreError, ProofError, TrainingError, UsageError
 from polstore.files import read_file, write_atomic
+from polstore.not_before import read_checkpoint
 from polstore.prover import commit as commit_run
 from polstore.prover import prove as prove_run
 from polstore.reader import open_archive
@@ -28,32 +30,7 @@ from polstore.wire.note import parse as parse_note
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["commit", "keygen", "prove", "record"]
-
-
-def keygen(
-    name: Annotated[
-        str,
-        typer.Option(
-            metavar="ORIGIN", help="Name of the signer, for instance example.com/alice; origins begin with it."
-        ),
-    ],
-    out: Annotated[
-        Path, typer.Option(metavar="KEY", help="Private key file to make; the public lines go into KEY.pub.")
-    ],
-    as_json: AsJson = False,
-) -> None:
-    """Make a signing key: KEY, to be kept secret, and KEY.pub.
-
-    The two lines of KEY.pub, which verifiers need, are printed too. Nothing is overwritten.
-    """
-    key = keyfile.generate(name, out)
-    lines = [item.line() for item in key.verifier_keys()]
-    if as_json:
-        terminal.emit_json({"name": name, "key": str(out), "public_key": f"{out}.pub", "verifier_keys": lines})
-        return
-    for line in lines:
-        terminal.emit(line)
+__all__ = ["commit", "prove", "record"]
 
 
 def record(
@@ -77,6 +54,10 @@ def record(
     seed: Annotated[
         int | None, typer.Option(metavar="N", help="Number to derive all randomness from; fresh if left out.")
     ] = None,
+    not_before: Annotated[
+        Path | None,
+        typer.Option(metavar="CHECKPOINT", help="A recent witnessed checkpoint, to show that training began after it."),
+    ] = None,
     config: Annotated[
         list[str] | None,
         typer.Option(
@@ -89,6 +70,7 @@ def record(
     if steps is not None and steps < 1:
         raise UsageError("--steps", expected="1 or more", got=steps)
     settings = _settings(config or [])
+    earlier = None if not_before is None else read_checkpoint(not_before)
     from polstore.codec.live.recipe import RecipeFile  # leads to torch, like the next one
     from polstore.recording import record_recipe
 
@@ -105,6 +87,7 @@ def record(
             device=device,
             resume=resume,
             sync=sync,
+            not_before=earlier,
             progress=lambda done, total: progress("hashing samples", done, total),
         )
         with recorder:
@@ -121,19 +104,24 @@ def record(
 
 def commit(
     store: StorePath,
-    key: Annotated[Path, typer.Option(metavar="KEY", help="Private key file, made by keygen.")],
+    key: PrivateKeys,
     run: RunName = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="File for the signed root; stdout if left out.")
     ] = None,
+    name: KeyName = None,
+    passphrase_file: PassphraseFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Sign the root over all that was recorded so far."""
-    signing_key = keyfile.load_signing_key(key)
+    """Sign the root over all that was recorded so far.
+
+    With several keys of one name, as during a rotation, each of them signs.
+    """
+    keys = load_keys(key, name, passphrase_file)
     with open_store(store) as opened:
         with opened.read() as view:
-            name = choose_run(view.runs(), run)
-        signed = commit_run(opened, name, signing_key)
+            chosen = choose_run(view.runs(), run)
+        signed = commit_run(opened, chosen, *keys)
     checkpoint = parse_text(parse_note(signed).text)
     if out is not None:
         write_atomic(out, signed)

@@ -14,6 +14,7 @@ from polstore.publish import publish
 from polstore.reader import Run, open_archive
 from polstore.recording import record_recipe
 from polstore.storage.store import open_store
+from polverify.time import Sources
 from polverify.verdict import Decision, Outcome, Verdict
 from polverify.verify import Request, verify
 from tests.attacks import forge
@@ -99,6 +100,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Judge:
         recipe: Any = None,
         challenge: Any = None,
         ledger: bytes | None = None,
+        time: Any = None,
     ) -> Verdict:
         if evidence is not None:
             root = evidence.root if root is None else root
@@ -107,7 +109,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Judge:
         assert data is not None
         path.write_bytes(data)
         wanted = forge.KEY.verifier_keys() if keys is None else keys
-        return verify(Request(root, wanted, path, recipe or forge.RECIPE, challenge, ledger))
+        return verify(Request(root, wanted, path, recipe or forge.RECIPE, challenge, ledger, time=time or Sources()))
 
     return judged
 

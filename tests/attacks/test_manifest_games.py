@@ -14,8 +14,10 @@ from polstore.codec.live.recipe import RecipeFile
 from polstore.errors import MalformedError
 from polstore.wire import canonical
 from polstore.wire.challenge import Challenge
+from polstore.wire.checkpoint import Checkpoint, sign_root
 from polstore.wire.keys import KeyKind, SigningKey
 from polstore.wire.manifest import Dataset, Initial, Optimizer, Recipe
+from polstore.wire.merkle import EMPTY_ROOT
 from polverify.verdict import Decision
 from tests.attacks import forge
 from tests.attacks.forge import KEY, OTHER_KEY, Evidence, Trainer
@@ -162,12 +164,13 @@ def test_recipe_that_the_verifier_does_not_have(rejects, proof):
 
 
 def test_extensions_and_unknown_declarations_change_no_check(judge, rejects, proof):
-    """What is unknown is ignored, wherever it promises to loosen a check."""
+    """What is unknown is ignored, wherever it promises to loosen a check; nobody has to know a checkpoint's log."""
+    stranger = sign_root(Checkpoint("log.example", 0, EMPTY_ROOT), SigningKey("log.example", bytes(32)), 1)
     promises = (("accept", b"1"), ("tolerance", b"1e9"))
     assert judge(proof.declaring(extensions=promises)).decision is Decision.ACCEPT
     bad = Trainer()
     bad.end = lambda index: bad.training.model[1].running_mean.add_(1) if index == 1 else None
-    assert rejects(bad.run(opened=(1,)).declaring(extensions=promises, not_before=b"note")) == REPLAY
+    assert rejects(bad.run(opened=(1,)).declaring(extensions=promises, not_before=stranger)) == REPLAY
 
 
 # Challenges.

@@ -167,9 +167,12 @@ def test_exported_weights_are_those_of_the_snapshot(session, shell):
 
 
 COMMANDS = {
-    ("polstore", "keygen"): "--name --out --json",
-    ("polstore", "record"): "--store --run --every --steps --fidelity --device --resume --seed --config --json RECIPE",
-    ("polstore", "commit"): "--store --run --key --out --json POLSTORE_STORE",
+    ("polstore", "keygen"): "--name --out --encrypt --passphrase-file --json",
+    ("polstore", "pubkey"): "--key --name --passphrase-file --json",
+    ("polstore", "record"): "--store --run --every --steps --fidelity --device --resume --seed --config --not-before "
+    "--json RECIPE",
+    ("polstore", "commit"): "--store --run --key --name --passphrase-file --out --json POLSTORE_STORE",
+    ("polstore", "timestamp"): "SIGNED_ROOT --tsa --request --response --out --tsa-root --json",
     ("polstore", "prove"): "--store --run --segment --challenge --out --json",
     ("polstore", "ls"): "--store --json",
     ("polstore", "show"): "--store --run --segment --json",
@@ -180,8 +183,9 @@ COMMANDS = {
     ("polstore", "repack"): "--store --run --level --keyframe-every --dry-run --json",
     ("polstore", "copy"): "--from --to --run --json",
     ("polstore", "import"): "PATH --store --run --layout --json",
-    ("polverify", "challenge"): "SIGNED_ROOT --key --segments --random --nonce --out --json",
-    ("polverify", "check"): "SIGNED_ROOT --key --bundle --challenge --recipe --device --json",
+    ("polverify", "challenge"): "SIGNED_ROOT --key --name --policy --segments --random --nonce --out --json",
+    ("polverify", "check"): "SIGNED_ROOT --key --name --policy --timestamp --tsa-root --tsa-cert --bundle --challenge "
+    "--recipe --device --json",
     ("polverify", "show"): "FILE --json",
 }
 

@@ -44,9 +44,9 @@ def made(tmp_path_factory):
         for store, run in (("st", "a"), ("st", "b"), ("one", "b")):
             writing.record(at["recipe.py"], path / store, run, every=2, steps=6, seed=1 + (run == "b"))
         for run in "ab":
-            writing.commit(at["st"], at["key"], run, path / f"root{run}")
+            writing.commit(at["st"], [at["key"]], run, path / f"root{run}")
             writing.prove(at["st"], path / f"bundle{run}", run, segment=[0, 2])
-        cli.challenge(path / "roota", at["key.pub"], 2, at["challenge"])
+        cli.challenge(path / "roota", 2, at["challenge"], [at["key.pub"]])
         writing.prove(at["st"], path / "answer", "a", challenge=at["challenge"])
     return path
 

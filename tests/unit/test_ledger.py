@@ -70,7 +70,7 @@ def number(value):
 def grow(store, count, start=0, key=KEY):
     """Enter made-up signed roots, one head for all."""
     leaves = [LedgerLeaf(f"{KEY.name}/r", size + 1, merkle.leaf_hash(b"%d" % size)) for size in range(start, count)]
-    store.write(lambda transaction: ledger.enter(transaction, leaves, key, NOW))
+    store.write(lambda transaction: ledger.enter(transaction, leaves, NOW, key))
     return leaves
 
 
@@ -273,7 +273,7 @@ def test_a_signed_root_is_entered_once(store):
     before = contents(store)
     for again in (leaves[1:2], [leaves[0], replace(leaves[0], size=9), replace(leaves[0], size=9)]):
         with pytest.raises(ExistsError):
-            store.write(lambda transaction: ledger.enter(transaction, again, KEY, NOW))  # noqa: B023 # called at once
+            store.write(lambda transaction: ledger.enter(transaction, again, NOW, KEY))  # noqa: B023 # called at once
     assert contents(store) == before
 
 

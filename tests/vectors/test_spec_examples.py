@@ -11,8 +11,10 @@ import torch
 from polstore.codec.live.state import LiveState
 from polstore.wire import archive_files as names
 from polstore.wire import canonical, merkle
+from polstore.wire import note as notes
 from polstore.wire.checkpoint import open_root
 from polstore.wire.keys import KeyKind, VerifierKey
+from polstore.wire.policy import Policy, evidence
 from polstore.wire.randomness import sample_salt, stream_seed
 from polstore.wire.sample import sample_leaf
 from polstore.wire.state import TensorEntry, scalars_entry, state_digest
@@ -20,6 +22,7 @@ from polstore.wire.tiles import Tile, encode_entries, encode_hashes, node_from_t
 from polstore.wire.tiles import tiles as tiles_of
 from tools.vectors import archive_files, challenge, ledger, signed_root, tiles, tiny_run
 from tools.vectors import state_digest as state_vectors
+from tools.vectors import time as time_vectors
 
 SPECS = Path(__file__).resolve().parents[2] / "specs"
 
@@ -82,6 +85,17 @@ def test_ledger() -> None:
     proof = ledger.PROOF.encode().decode().split("\n\n")[0] + "\n"
     for part in (ledger.HEAD.decode(), proof, ledger.CONSISTENCY):
         assert "".join(f"    {line}\n" if line else "\n" for line in part.split("\n")[:-1]) in text
+
+
+def test_time() -> None:
+    text = page("time.md")
+    request = next(case for case in time_vectors.vectors()["cases"] if case["id"] == "request_growth")
+    for block in (time_vectors.WITNESSED.decode(), time_vectors.POLICY, request["body"].partition("\n\n")[0] + "\n"):
+        assert "".join(f"    {line}\n" if line else "\n" for line in block.split("\n")[:-1]) in text
+    note = notes.parse(time_vectors.WITNESSED)
+    found = evidence(note, Policy.parse(time_vectors.POLICY.encode()))
+    assert (found.existed_by, found.not_before) == (1_700_000_060, 1_700_000_040)
+    assert sha256(note.text.encode()).hexdigest() in text
 
 
 def test_run_records() -> None:

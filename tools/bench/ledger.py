@@ -172,7 +172,7 @@ def _store(leaves: int) -> dict[str, float]:
         one = LedgerLeaf(f"{KEY.name}/first", 1, bytes(32))
         store.write(lambda transaction: _headed(transaction, one))
         ours = [LedgerLeaf(f"{KEY.name}/new", size, bytes(32)) for size in range(1, 31)]
-        entered = _each(lambda leaf: store.write(lambda transaction: enter(transaction, [leaf], KEY, 1)), ours)
+        entered = _each(lambda leaf: store.write(lambda transaction: enter(transaction, [leaf], 1, KEY)), ours)
         assert Ledger(store).size == leaves + 31
     return {
         "append": seconds,
