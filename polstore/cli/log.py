@@ -101,7 +101,8 @@ def consistency(
 ) -> None:
     """Prove that the ledger has only grown.
 
-    Its first M leaves are still the first of its N. One line of base64 for each hash, none for M = N. For polverify log --consistency.
+    Its first M leaves are still the first of its N. One line of base64 for each hash, none for M = N. For polverify log
+    --consistency.
     """
     with open_archive(store) as archive:
         ledger = archive.ledger
