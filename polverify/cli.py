@@ -190,7 +190,7 @@ def log(
     policy: PolicyFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check the head of a ledger against the last one seen, and keep it.
+    """Check a ledger's head against the last one seen, and keep it.
 
     Rollback and split view are rejected, and both notes kept in FILE.evidence. Exit codes as for check; 3 where a
     larger head comes without a proof.

@@ -24,7 +24,7 @@ from polstore.wire.text import to_base64
 __all__ = ["app"]
 
 app = typer.Typer(
-    help="Show the ledger of a store, and prove that it has a signed root and was never rewritten.",
+    help="Show the ledger of a store, and prove what is in it.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -59,9 +59,9 @@ def prove(
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """Prove that a signed root is in the ledger: a .tlog-proof file.
+    """Prove that a signed root is in the ledger.
 
-    For polverify check --ledger.
+    Makes a .tlog-proof file, for polverify check --ledger.
     """
     if (index is None) == (run is None) or (leaves is not None and run is None):
         raise UsageError("what to prove", expected="N, or --run NAME and perhaps --leaves L", got="neither or both")
@@ -99,9 +99,10 @@ def consistency(
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """Prove that the first M leaves of the ledger are still the first of its N.
+    """Prove that the ledger has only grown.
 
-    One line of base64 for each hash, none for M = N. For polverify log --consistency.
+    Its first M leaves are still the first of its N. One line of base64 for each hash, none for M = N. For polverify log
+    --consistency.
     """
     with open_archive(store) as archive:
         ledger = archive.ledger

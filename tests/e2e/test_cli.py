@@ -183,9 +183,14 @@ COMMANDS = {
     ("polstore", "repack"): "--store --run --level --keyframe-every --dry-run --json",
     ("polstore", "copy"): "--from --to --run --json",
     ("polstore", "import"): "PATH --store --run --layout --json",
+    ("polstore", "log"): "head prove consistency",
+    ("polstore", "log", "head"): "--store --size --out --json",
+    ("polstore", "log", "prove"): "N --store --run --leaves --size --out --json",
+    ("polstore", "log", "consistency"): "M N --store --out --json",
     ("polverify", "challenge"): "SIGNED_ROOT --key --name --policy --segments --random --nonce --out --json",
     ("polverify", "check"): "SIGNED_ROOT --key --name --policy --timestamp --tsa-root --tsa-cert --bundle --challenge "
-    "--recipe --device --json",
+    "--ledger --segment --max-bytes --recipe --device --json",
+    ("polverify", "log"): "HEAD --key --name --policy --state --consistency --max-age --json",
     ("polverify", "show"): "FILE --json",
 }
 
@@ -195,8 +200,8 @@ def test_help_names_every_option(shell, command):
     page = shell.ok(*command, "--help")
     assert set(COMMANDS[command].split()) <= set(re.findall(r"[A-Za-z_-]+", page))
     assert all(len(line) <= 80 for line in page.splitlines())
-    summary = shell.ok(command[0], "--help")
-    assert re.search(rf"^  {command[1]} .*[a-z]\.$", summary, re.MULTILINE), "the summary is cut"
+    summary = shell.ok(*command[:-1], "--help")
+    assert re.search(rf"^  {command[-1]} .*[a-z]\.$", summary, re.MULTILINE), "the summary is cut"
 
 
 def on_a_terminal(columns, *words, **env):
