@@ -40,7 +40,8 @@ def test_wrong_content_is_the_proof_s_fault(archive: Archive, kind: str, change:
 
 
 def test_nothing_more_is_fetched_after_what_contradicts_a_hash(archive: Archive) -> None:
-    wrong = {"entries": ("run/run/dataset", "salts", "snapshot", "blob"), "steps": ("run/run/dataset", "snapshot")}
+    wrong = {"entries": ("run/run/dataset", "run/run/salts", "snapshot", "blob")}
+    wrong |= {"hyperparameters": ("run/run/dataset", "run/run/salts", "snapshot"), "dataset": ("snapshot",)}
     for kind, later in wrong.items():
         name = archive.names()[kind]
         hook = only(name, lambda handler: handler.answer(handler.file()[::-1]))
