@@ -39,6 +39,17 @@ def test_wrong_content_is_the_proof_s_fault(archive: Archive, kind: str, change:
     rejected(served(archive, only(archive.names()[kind], answer)))
 
 
+def test_nothing_more_is_fetched_after_what_contradicts_a_hash(archive: Archive) -> None:
+    wrong = {"entries": ("run/run/dataset", "run/run/salts", "snapshot", "blob")}
+    wrong |= {"hyperparameters": ("run/run/dataset", "run/run/salts", "snapshot"), "dataset": ("snapshot",)}
+    for kind, later in wrong.items():
+        name = archive.names()[kind]
+        hook = only(name, lambda handler: handler.answer(handler.file()[::-1]))
+        with serving(archive.directory, hook) as server:
+            rejected(ask(archive, server.address))
+            assert not [path for path in server.asked if any(f"/{part}" in path for part in later)], server.asked
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_in_place_of_another_of_its_kind(archive: Archive, kind: str) -> None:
     """Each is sound in itself, but not what was asked for."""
