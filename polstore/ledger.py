@@ -49,7 +49,7 @@ __all__ = [
 
 
 class Ledger:
-    """The ledger of an open store, for reading; it grows while runs are committed. Made by `Archive.ledger`.
+    """The ledger of an open store; it grows while runs are committed. Made by `Archive.ledger`, which is for reading.
 
     Signatures are not checked here: that needs a key and is polverify's part.
     """
@@ -81,6 +81,27 @@ class Ledger:
         """
         with self._store.read() as view:
             return _leaf(view, index)
+
+    def node(self, level: int, index: int) -> bytes:
+        """Return the hash over the leaves ``[index << level, (index + 1) << level)``, 32 bytes.
+
+        Raises:
+            MissingError: the ledger has fewer leaves.
+            DamagedError: the stored node is damaged.
+        """
+        with self._store.read() as view:
+            return view.ledger.node(level, index)
+
+    def put_head(self, signed: bytes) -> None:
+        """Put a head in the place of the one with the same text: it may have more signatures, and none less.
+
+        Raises:
+            MalformedError: not a checkpoint note.
+            ExistsError: another text, or a signature fewer.
+            UsageError: the store is open for reading only, or there is no such head.
+        """
+        size = parse_text(note.parse(signed).text).size
+        self._store.write(lambda transaction: transaction.ledger.put_head(size, signed))
 
     def find(self, origin: str, size: int) -> int | None:
         """Return the index of the leaf for the signed root of ``origin`` over ``size`` leaves, or None."""

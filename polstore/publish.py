@@ -1,4 +1,4 @@
-"""Publishing the runs of a store as a static archive: a directory of files that any web server can serve.
+"""Publishing the runs of a store, and its ledger, as a static archive: files in a directory for any web server.
 
 Whoever holds a run's signed root can then check any of its segments without the trainer's help. Files that are named
 after what they hold are written once; each run's signed root is replaced last, so a reader who comes in the middle, or
@@ -37,10 +37,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from polstore.ledger import Ledger
     from polstore.reader import Archive, Run
+    from polstore.wire.checkpoint import Checkpoint
     from polstore.wire.merkle import Node
 
-__all__ = ["Published", "publish"]
+__all__ = ["Published", "export_ledger", "publish"]
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,32 @@ def publish(
     """
     files = StaticFiles(directory)
     logs = [_RunLog(archive.run(name)) for name in runs]  # nothing is opened up if one of them has no signed root
-    return [_Publication(files, log).publish(progress) for log in logs]
+    done = [_Publication(files, log).publish(progress) for log in logs]
+    if archive.ledger.size:  # none in a store that runs were only copied to
+        export_ledger(archive.ledger, directory)
+    return done
+
+
+def export_ledger(ledger: Ledger, directory: Path | str) -> Checkpoint:
+    """Bring the tiles of a ledger and its newest head up to date in a directory, and return what the head states.
+
+    Raises:
+        MissingError: nothing was committed yet.
+        ExistsError, DamagedError, FullError: as `polstore.tile_files.export_log`.
+    """
+    return export_log(_LedgerLog(ledger), StaticFiles(directory))
+
+
+class _LedgerLog:
+    """A ledger, as `polstore.tile_files` wants a log."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.head = ledger.head
+        self.node = ledger.node
+        self._leaf = ledger.leaf
+
+    def leaf(self, index: int) -> bytes:
+        return self._leaf(index).encode()
 
 
 class _RunLog:

@@ -1,7 +1,7 @@
-"""Commands on the ledger of a store: log head, log prove, log consistency.
+"""Commands on the ledger of a store: log head, log prove, log consistency, log export-tiles, log witness.
 
-They only read; `polstore commit` is what makes the ledger grow. What they write goes to `polverify log` and to
-`polverify check --ledger`.
+`polstore commit` is what makes the ledger grow; a witness only adds its signature to the head. What the others write
+goes to `polverify log`, to `polverify check --ledger`, and to any client of C2SP tiles.
 """
 
 from __future__ import annotations
@@ -13,9 +13,13 @@ import typer
 
 from polstore import terminal
 from polstore.cli.options import AsJson, StorePath, choose_run
+from polstore.cli.time import PolicyFile, WitnessKeys, cosign
 from polstore.errors import MissingError, UsageError
 from polstore.files import write_atomic
+from polstore.ledger import Ledger
+from polstore.publish import export_ledger
 from polstore.reader import open_archive
+from polstore.storage.store import open_store
 from polstore.wire.checkpoint import parse_text
 from polstore.wire.ledger import consistency_lines
 from polstore.wire.note import parse as parse_note
@@ -112,6 +116,39 @@ def consistency(
         proof = ledger.consistency_proof(old, new)
     fields = {"old": old, "new": new, "proof": [to_base64(item) for item in proof]}
     _hand_out(consistency_lines(proof).encode(), out, fields if as_json else None)
+
+
+@app.command("export-tiles")
+def export_tiles(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory of the tiles; made if missing.")],
+    store: StorePath,
+    as_json: AsJson = False,
+) -> None:
+    """Write the ledger as C2SP tiles, which any web server can serve.
+
+    Again for what is new: full tiles are never touched, and the head is replaced last.
+    """
+    with open_archive(store) as archive:
+        exported = export_ledger(archive.ledger, directory)
+    if as_json:
+        terminal.emit_json({"origin": exported.origin, "size": exported.size, "root": exported.root})
+    terminal.note(f"exported {exported.size} leaves of {exported.origin} to {directory}")
+
+
+@app.command()
+def witness(
+    url: Annotated[str, typer.Argument(metavar="URL", help="Submission prefix of the witness (C2SP tlog-witness).")],
+    store: StorePath,
+    policy: PolicyFile = None,
+    witness_key: WitnessKeys = None,
+    as_json: AsJson = False,
+) -> None:
+    """Have a witness cosign the ledger's head, and keep its cosignature with the head.
+
+    It does so only for a head that extends all it has seen of this ledger.
+    """
+    with open_store(store) as opened:
+        cosign(Ledger(opened), url, policy, witness_key, as_json=as_json)
 
 
 def _positive(option: str, number: int | None) -> int | None:

@@ -1,4 +1,4 @@
-"""Commands about time: timestamp, and what `log witness` does with a ledger."""
+"""Commands about time: timestamp, and what `log witness` does."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from polstore.wire.keys import VerifierKey
     from polstore.witness import Ledger
 
-__all__ = ["PolicyFile", "WitnessKeys", "timestamp", "witness"]
+__all__ = ["PolicyFile", "WitnessKeys", "cosign", "timestamp"]
 
 MAX_PEM = 2**20  # bytes of a certificate file
 
@@ -94,7 +94,7 @@ def timestamp(
         terminal.note("the nonce was not checked: that takes the request that was sent, with --request")
 
 
-def witness(ledger: Ledger, url: str, policy: Path | None, keys: list[Path] | None, *, as_json: bool = False) -> None:
+def cosign(ledger: Ledger, url: str, policy: Path | None, keys: list[Path] | None, *, as_json: bool = False) -> None:
     """Have a witness cosign a ledger's head, keep its cosignature, and say so.
 
     Args:
