@@ -146,14 +146,20 @@ class Quantised:
     def _values(self) -> Array:
         if self.items is None:
             raise UsageError(f"quantised tensor {self.name} has no items", expected="an array", got=self.scheme.value)
+        wanted = _ITEMS.get(self.scheme)
+        if wanted is None:
+            return self.items
+        if self.items.dtype != wanted:
+            raise UsageError(f"items of quantised tensor {self.name}", expected=wanted, got=self.items.dtype.str)
         if self.scheme is Scheme.SCALED_VALUE:
             return scale_halves(self.items, self.exponent)
-        if self.scheme not in (Scheme.SCALED_DELTA, Scheme.STEPPED_DELTA):
-            return self.items
-        if self.partner is None:
-            raise UsageError(f"quantised tensor {self.name} has no partner", expected="a tensor", got=self.scheme.value)
+        if self.partner is None or self.partner.data.size != self.items.size:
+            raise UsageError(f"quantised tensor {self.name} has no partner like it", expected=self.shape, got=None)
         add = add_halves if self.scheme is Scheme.SCALED_DELTA else add_steps
         return add(self.partner.data, self.items, self.exponent)
+
+
+_ITEMS = {Scheme.SCALED_DELTA: "<u2", Scheme.SCALED_VALUE: "<u2", Scheme.STEPPED_DELTA: "<i2"}
 
 
 def base_is_previous(fidelity: str) -> bool:

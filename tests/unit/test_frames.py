@@ -207,6 +207,12 @@ def test_parts_that_contradict_their_scheme_are_refused() -> None:
         (Quantised(*about, base, Scheme.ROUNDED, items=live.data), DamagedError, "does not decode"),
         (Quantised(*about, base, Scheme.SHORT_VALUE, items=live.data), DamagedError, "does not decode"),
         (Quantised(*about, base, Scheme.SHORT_DIFFERENCE, items=live.data), DamagedError, "does not decode"),
+        (Quantised(*about, None, Scheme.SHORT_DIFFERENCE, items=live.data * 0), UsageError, "no partner"),
+        (Quantised(*about, None, Scheme.ROUNDED, items=live.data * 0), UsageError, "no partner"),
+        (Quantised(*about, base, Scheme.STEPPED_DELTA, 0, live.data), UsageError, "items of quantised tensor"),
+        (Quantised(*about, base, Scheme.STEPPED_DELTA, 0, np.zeros(84, "<u2")), UsageError, "items of quantised"),
+        (Quantised(*about, base, Scheme.STEPPED_DELTA, 125, np.ones(84, "<i2")), MalformedError, "exponent"),
+        (Quantised(*about, base, Scheme.STEPPED_DELTA, 0, np.zeros(3, "<i2")), UsageError, "no partner like it"),
         (Quantised(*about, base, Scheme.EXACT), UsageError, "no items"),
         (
             Quantised(*about, None, Scheme.SCALED_DELTA, 0, live.data.view("<u2")[: live.data.size]),
