@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import termios
 import time
@@ -18,6 +19,10 @@ from polstore.wire.keys import KeyKind, SigningKey
 from polstore.wire.merkle import EMPTY_ROOT
 from tests.interop import authority
 from tests.loopback import serving
+
+pytestmark = pytest.mark.skipif(
+    not (authority.is_there() and shutil.which("ssh-keygen")), reason="openssl or ssh-keygen is not installed"
+)
 
 NAME = "example.com/alice"
 WITNESS = SigningKey("witness.example/1", bytes(32))
