@@ -89,10 +89,7 @@ def publish(
     """
     files = StaticFiles(directory)
     logs = [_RunLog(archive.run(name)) for name in runs]  # nothing is opened up if one of them has no signed root
-    done = [_Publication(files, log).publish(progress) for log in logs]
-    if archive.ledger.size:  # none in a store that runs were only copied to
-        export_ledger(archive.ledger, directory)
-    return done
+    return [_Publication(files, log).publish(progress) for log in logs]
 
 
 def export_ledger(ledger: Ledger, directory: Path | str) -> Checkpoint:

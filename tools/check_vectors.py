@@ -41,6 +41,7 @@ FORMATS = {
     "signed_root": signed_root.check,
     "state_digest": state_digest.check,
     "tiles": tiles.check,
+    "time": time.check,
 }
 FOLDER = Path(__file__).resolve().parents[1] / "specs" / "vectors"
 

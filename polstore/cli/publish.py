@@ -10,6 +10,7 @@ import typer
 from polstore import terminal
 from polstore.cli.options import AsJson, StorePath
 from polstore.errors import MissingError
+from polstore.publish import export_ledger
 from polstore.publish import publish as publish_runs
 from polstore.reader import open_archive
 
@@ -27,8 +28,8 @@ def publish(
 ) -> None:
     """Write runs as static files that any web server can serve, and polverify check --bundle URL reads.
 
-    It opens the salts of all samples that the runs used, and shows every snapshot: the weights as they were throughout.
-    Publishing again writes what is new.
+    The store's ledger goes along, as tiles. Publishing opens the salts of all samples that the runs used,
+    and shows every snapshot: the weights as they were throughout. Publishing again writes what is new.
     """
     with open_archive(store) as archive, terminal.progress() as progress:
         names = archive.runs() if run is None else list(dict.fromkeys(run))
@@ -37,8 +38,12 @@ def publish(
         if not names:
             raise MissingError("the store holds no run with a signed root; run polstore commit")
         done = publish_runs(archive, directory, names, progress)
+        entries = archive.ledger.size  # none in a store that runs were only copied to
+        if entries:
+            entries = export_ledger(archive.ledger, directory).size
     if as_json:
-        terminal.emit_json({"published": [each.as_json() for each in done], "unsigned": unsigned})
+        published = [each.as_json() for each in done]
+        terminal.emit_json({"published": published, "unsigned": unsigned, "ledger": entries})
         return
     for each in done:
         terminal.note(

@@ -21,6 +21,8 @@ from polstore.publish import publish
 from polstore.reader import open_archive
 from polstore.recording import record_recipe
 from polstore.storage.store import open_store
+from polstore.wire import note as notes
+from polstore.wire.checkpoint import parse_text
 from polstore.wire.keys import SigningKey
 from tests.static_server import serving
 
@@ -179,7 +181,9 @@ def test_publishing_by_command_line(made, shell, tmp_path):
     first = json.loads(shell.ok(*words, "--json"))
     assert first["unsigned"] == []
     assert (first["published"][0]["run"], first["published"][0]["added"]) == ("long", SEGMENTS)
-    assert first["published"][0]["bytes"] == total(tmp_path / "www")
+    ledger = total(tmp_path / "www/tile") + (tmp_path / "www/checkpoint").stat().st_size
+    assert first["published"][0]["bytes"] == total(tmp_path / "www") - ledger
+    assert first["ledger"] == parse_text(notes.parse((tmp_path / "www/checkpoint").read_bytes()).text).size > 0
     code, out, err = shell(*words, "--run", "long")
     assert (code, out) == (0, "")
     assert "40 segments, 0 of them new; wrote 0 files of 0 bytes" in err

@@ -43,6 +43,7 @@ def made(tmp_path_factory):
         run = archive.run("r")
         (path / "root").write_bytes(run.signed_root())
         polstore.prove(run, [0]).write(path / "bundle")
+        (path / "head").write_bytes(archive.ledger.head())
     tiny_archive.make(path, runs=("unsigned",), steps=2, signed=False)
     return path
 
@@ -66,7 +67,7 @@ POLSTORE, POLVERIFY = "from polstore.cli.main import main; main()", "from polver
         (POLSTORE, "copy --from st --to other"),
         (POLSTORE, "pubkey --key key"),
         (POLSTORE, "commit --store st --run unsigned --key key"),
-        (POLSTORE, "log head --store st --out head"),
+        (POLSTORE, "log head --store st --out newer"),
         (POLSTORE, "log prove --store st --run r"),
         (POLSTORE, "log consistency 1 1 --store st"),
         (POLSTORE, "timestamp root --request query"),

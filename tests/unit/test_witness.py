@@ -191,7 +191,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     with serving(lambda _path, _body: (200, "text/plain", LINE.line().encode())) as url:
         for policy, keys in ((tmp_path / "policy", None), (None, [tmp_path / "witness.pub"])):
             ledger = Ledger()
-            time_commands.witness(ledger, url, policy, keys, as_json=True)
+            time_commands.cosign(ledger, url, policy, keys, as_json=True)
             assert ledger.kept == [HEAD + LINE.line().encode()]
             out, err = capsys.readouterr()
             assert json.loads(out)["cosigned"] == [{"witness": WITNESS.name, "time": 1_700_000_100}]
@@ -204,5 +204,5 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         ):
             ledger = Ledger()
             with pytest.raises(error):
-                time_commands.witness(ledger, url, policy, keys)
+                time_commands.cosign(ledger, url, policy, keys)
             assert ledger.kept == []

@@ -37,6 +37,7 @@ MODULES = {  # file name in specs/vectors, without .json: the module that makes 
     "signed_root": signed_root,
     "state_digest": state_digest,
     "tiles": tiles,
+    "time": time,
 }
 FOLDER = Path(__file__).resolve().parents[2] / "specs" / "vectors"
 
