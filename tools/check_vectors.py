@@ -26,6 +26,7 @@ from tools.checker import (
     signed_root,
     state_digest,
     tiles,
+    time,
 )
 from tools.checker.faults import MismatchError, RefusedError
 

@@ -20,6 +20,7 @@ from tools.vectors import (
     signed_root,
     state_digest,
     tiles,
+    time,
 )
 
 if TYPE_CHECKING:
