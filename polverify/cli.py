@@ -27,6 +27,7 @@ from polstore.wire.note import MAX_NOTE
 from polstore.wire.tlog_proof import MAX_FILE
 from polverify.fetch import DEFAULT_MAX_BYTES, is_archive
 from polverify.log import check_log
+from polverify.policy import VerifierPolicy
 from polverify.remote import verify_archive
 from polverify.show import claims
 from polverify.trust import (
@@ -38,6 +39,7 @@ from polverify.trust import (
     TsaRoots,
     time_sources,
     trusted_keys,
+    verifier_policy,
 )
 from polverify.verdict import Outcome, Verdict
 from polverify.verify import Request, verify
@@ -160,6 +162,8 @@ def check(
             ledger=None if ledger is None else read_file(ledger, MAX_FILE),
             device=device,
             time=sources,
+            policy=verifier_policy(policy) or VerifierPolicy(),
+            now=int(time.time()),
             progress=progress,
         )
         verdict = verify_archive(request, segment, max_bytes) if remote else verify(request)

@@ -1,6 +1,8 @@
 """Whom a verifier trusts, as the command line says it: keys, a policy file, time authorities.
 
-Everything here is the verifier's own, so a broken file is a fault of the caller's side and never of the proof.
+`--policy` takes either kind of policy: a file whose name ends in ``.toml`` is the verifier's policy (specs/policy.md),
+which may name a tlog-policy of its own; any other is a C2SP tlog-policy (specs/time.md). Everything here is the
+verifier's own, so a broken file is a fault of the caller's side and never of the proof.
 """
 
 from __future__ import annotations
@@ -14,14 +16,26 @@ from polstore import keyfile
 from polstore.errors import CallerError, ProofError, UsageError
 from polstore.files import read_file
 from polstore.wire.policy import MAX_POLICY, Policy
+from polverify.policy_file import SUFFIX, load_policy
 from polverify.time import Sources
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from polstore.wire.keys import VerifierKey
+    from polverify.policy import VerifierPolicy
 
-__all__ = ["KeyName", "Keys", "PolicyFile", "Timestamps", "TsaCertificates", "TsaRoots", "time_sources", "trusted_keys"]
+__all__ = [
+    "KeyName",
+    "Keys",
+    "PolicyFile",
+    "Timestamps",
+    "TsaCertificates",
+    "TsaRoots",
+    "time_sources",
+    "trusted_keys",
+    "verifier_policy",
+]
 
 MAX_PEM = 2**20  # bytes of a certificate file
 MAX_TOKEN = 2**16  # bytes of a time-stamping response, as polstore.wire.timestamp has it
@@ -41,7 +55,8 @@ PolicyFile = Annotated[
     typer.Option(
         "--policy",
         metavar="FILE",
-        help="C2SP tlog-policy: log keys of which one has to have signed, witnesses, and their quorum.",
+        help="FILE.toml: your policy, what you allow and require. Any other name: a C2SP tlog-policy, log keys of "
+        "which one has to have signed, witnesses, and their quorum.",
     ),
 ]
 Timestamps = Annotated[
@@ -63,18 +78,33 @@ TsaCertificates = Annotated[
 def trusted_keys(
     paths: Sequence[Path] | None, name: str | None, policy_file: Path | None
 ) -> tuple[tuple[VerifierKey, ...], Policy | None]:
-    """Return the keys that all have to have signed, and the policy.
+    """Return the keys that all have to have signed, and the tlog-policy.
 
     Raises:
         UsageError: neither a key nor a policy with a log.
         MissingError, KeyFileError: as `polstore.keyfile.load_verifier_keys`.
         CallerError: not a policy.
     """
-    keys = dict.fromkeys(key for path in paths or () for key in keyfile.load_verifier_keys(path, name=name))
+    own = verifier_policy(policy_file)
+    if own is not None:
+        name, policy_file = own.key_name if name is None else name, own.tlog_policy
+    keys: dict[VerifierKey, None] = {}
+    for given in (*(paths or ()), *(() if own is None else own.keys)):
+        keys |= dict.fromkeys(keyfile.load_verifier_keys(given, name=name) if isinstance(given, Path) else [given])
     policy = None if policy_file is None else _own(policy_file, MAX_POLICY, Policy.parse)
     if not keys and (policy is None or not policy.logs):
         raise UsageError("whose signature?", expected="--key, or --policy with a log line", got="neither")
     return tuple(keys), policy
+
+
+def verifier_policy(policy_file: Path | None) -> VerifierPolicy | None:
+    """Return the verifier's policy; None where there is no such file, or it is a C2SP tlog-policy.
+
+    Raises:
+        MissingError: no such file, or a recipe that it names is not there.
+        CallerError: not a policy.
+    """
+    return load_policy(policy_file) if policy_file is not None and policy_file.suffix == SUFFIX else None
 
 
 def time_sources(

@@ -32,8 +32,11 @@ from polstore.wire.steps import MAX_HYPERPARAMETERS, parse_groups
 from polverify.bundle_file import BundleFile
 from polverify.capability import narrow
 from polverify.continuity import check_continuity, state_at
+from polverify.coverage import coverage, losses
 from polverify.data import check_samples, check_steps
 from polverify.log import Entered, check_entry
+from polverify.policy import VerifierPolicy
+from polverify.power import Power
 from polverify.states import States
 from polverify.time import Sources, gather
 from polverify.verdict import Check, Decision, Outcome, SegmentResult, Verdict
@@ -55,6 +58,7 @@ __all__ = ["Request", "verify"]
 
 STATE_FACTOR = 16  # largest decoded state over the recipe's initial one, which lacks only what the optimizer adds
 STATE_SLACK = 64 * 2**20  # bytes on top of that, for small models
+FRESH = "fresh"  # where a challenge's nonce comes from
 NORM_TOLERANCE = 1e-9  # relative: float64 sums of the same numbers in another order
 
 
@@ -72,6 +76,8 @@ class Request:
         ledger: bytes of the proof that the signed root is in a ledger (a .tlog-proof file), or None.
         device: where to replay.
         time: whom the verifier believes about times.
+        policy: what the verifier allows and requires besides.
+        now: the verifier's clock, seconds since 1970, for a policy that limits the age of evidence; or None.
         progress: told (what is being done, done, in all).
     """
 
@@ -83,6 +89,8 @@ class Request:
     ledger: bytes | None = None
     device: str = "cpu"
     time: Sources = field(default_factory=Sources)
+    policy: VerifierPolicy = field(default_factory=VerifierPolicy)
+    now: int | None = None
     progress: Callable[[str, int, int], None] = lambda _what, _done, _total: None
 
 
@@ -169,6 +177,7 @@ class _Verification:
             "root": self.checkpoint.root.hex(),
             "signed_by": sorted({key.name for key in opened.keys}),
         }
+        self.request.policy.check_origin(self.checkpoint.origin)
         bundle = self.file.bundle
         if (bundle.size, bundle.root) != (self.checkpoint.size, self.checkpoint.root):
             raise MerkleError(
@@ -192,6 +201,9 @@ class _Verification:
         self.claim["time"] = found.pieces
         self.warnings += found.warnings
         found.require()
+        lacking = self.request.policy.time_lacking(found, self.request.now)
+        if lacking is not None:
+            return Outcome.UNDECIDED, lacking
         if not found.pieces:
             return Outcome.NOT_MADE, "no cosignature by a given key, no token"
         return Outcome.PASSED, "; ".join(found.details)
@@ -200,7 +212,8 @@ class _Verification:
         """[check 3] The signed root is in an append-only log."""
         entries = self.entries()
         if not entries:
-            return Outcome.NOT_MADE, "no ledger evidence was given"
+            lacking = self.request.policy.ledger_lacking()
+            return (Outcome.UNDECIDED, lacking) if lacking else (Outcome.NOT_MADE, "no ledger evidence was given")
         self.warnings.append("whether the ledger was rewritten since is what polverify log tells")
         head = entries[0].head.checkpoint
         return Outcome.PASSED, f"leaf {entries[0].index} of {head.size} of {head.origin}"
@@ -237,7 +250,8 @@ class _Verification:
         if manifest.recipe.digest != self.request.recipe.digest:
             raise RecipeError("recipe file", expected=manifest.recipe.digest, got=self.request.recipe.digest)
         hypers = self.file.blob(manifest.optimizer.hyperparameters)
-        parse_groups(canonical.decode(hypers, limit=MAX_HYPERPARAMETERS, what="hyperparameters"))
+        declared = parse_groups(canonical.decode(hypers, limit=MAX_HYPERPARAMETERS, what="hyperparameters"))
+        self.request.policy.check_manifest(manifest, declared)
         return Outcome.PASSED, f"run {manifest.run}, recipe {manifest.recipe.digest.hex()[:16]}"
 
     def initial_state(self) -> tuple[Outcome, str]:
@@ -268,6 +282,7 @@ class _Verification:
         """[check 6] All segment records join up into one run."""
         bundle = self.file.bundle
         self.records = check_continuity(bundle.leaves, self.checkpoint.root, self.manifest)
+        self.request.policy.check_records(self.manifest, self.records)
         steps = self.records[-1].end_step
         short = sum(record.end_step - record.start_step < self.manifest.every for record in self.records)
         if short > 1:
@@ -281,10 +296,14 @@ class _Verification:
         if self.request.challenge is None:
             how = "the caller named" if callable(self.request.bundle) else "the prover chose"
             self.warnings.append(f"no challenge: {how} which segments to open")
-            return Outcome.NOT_MADE, "no challenge was given"
+            lacking = self.request.policy.challenge_lacking(None)
+            return (Outcome.UNDECIDED, lacking) if lacking else (Outcome.NOT_MADE, "no challenge was given")
         self.request.challenge.require(self.checkpoint.origin, self.checkpoint.size, self.checkpoint.root)
         if opened != self.request.challenge.segments:
             raise ChallengeError("opened segments", expected=self.request.challenge.segments, got=opened)
+        lacking = self.request.policy.challenge_lacking(FRESH)
+        if lacking is not None:
+            return Outcome.UNDECIDED, lacking
         return Outcome.PASSED, f"{len(opened)} segments, {self.request.challenge.random} of them at random"
 
     def inclusion(self) -> tuple[Outcome, str]:
@@ -302,6 +321,8 @@ class _Verification:
         self.steps = {
             record.index: check_steps(record, self.file.blob(record.steps), self.manifest.dataset) for record in opened
         }
+        for steps in self.steps.values():
+            self.request.policy.check_steps(steps)
         wanted: set[bytes] = set()
         for record in opened:
             wanted |= {record.start_state, record.end_state}
@@ -404,15 +425,61 @@ class _Verification:
                     raise ReplayError(f"segment {segment.index}: norm {name}", expected=ours, got=theirs)
         return Outcome.PASSED, "norms of the opened segments"
 
+    def power(self) -> Power:
+        """Say what these checks would have caught."""
+        challenge, opened = self.request.challenge, len(self.file.bundle.opened)
+        passed = [result for result in self.results if result.outcome is Outcome.PASSED]
+        whole = len(passed) == opened  # else the prover chose, by the classes he named, what was not replayed
+        drawn = challenge.random if challenge is not None and whole else 0
+        return Power(
+            segments=len(self.records),
+            fixed=len(passed) - drawn,
+            drawn=drawn,
+            population=len(self.records) - (len(passed) - drawn),
+            top=0,
+            audited=False,
+            nonce_from="nobody" if challenge is None else FRESH,
+            steps_replayed=sum(result.end_step - result.start_step for result in passed),
+            steps_trained=self.records[-1].end_step,
+            bytes_moved=self.file.size,
+        )
+
+    def chosen(self) -> dict[int, str]:
+        """Say of each opened segment who chose it."""
+        opened = [segment.index for segment in self.file.bundle.opened]
+        challenge = self.request.challenge
+        if challenge is None:
+            return dict.fromkeys(opened, "caller" if callable(self.request.bundle) else "prover")
+        fixed = (0, challenge.size - 2)[: len(challenge.segments) - challenge.random]
+        return {index: "named" if index in fixed or not challenge.random else "random" for index in opened}
+
     def verdict(self, fault: str | None) -> Verdict:
         """[check 12] Add up."""
         undecided = [check for check in self.checks if check.outcome is Outcome.UNDECIDED]
+        power = None if fault is not None else self.power()
+        lacking = None if power is None else self.request.policy.power_lacking(power)
         if fault is not None:
             decision, reason = Decision.REJECT, fault
         elif undecided:
             first = undecided[0]
             decision, reason = Decision.INCONCLUSIVE, f"check {first.number} ({first.name}): {first.detail}"
+        elif lacking is not None:
+            decision, reason = Decision.INCONCLUSIVE, f"check 12 (verdict): {lacking}"
         else:
             decision = Decision.ACCEPT
             reason = f"{len(self.results)} of {len(self.records)} segments replayed bit for bit"
-        return Verdict(decision, reason, tuple(self.checks), self.claim, tuple(self.results), tuple(self.warnings))
+        policy = self.request.policy
+        return Verdict(
+            decision,
+            reason,
+            tuple(self.checks),
+            self.claim,
+            tuple(self.results),
+            tuple(self.warnings),
+            power,
+            coverage(self.records, self.chosen()) if hasattr(self, "records") else (),
+            losses(self.steps) if hasattr(self, "steps") else (),
+            None
+            if policy.digest is None
+            else {"sha256": policy.digest, "judged_at": self.request.now, "rules": dict(policy.rules)},
+        )
