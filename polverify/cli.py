@@ -1,4 +1,4 @@
-"""The command `polverify`: challenge, check, log, show.
+"""The command `polverify`: challenge, check, report, log, show.
 
 Exit codes: 0 ACCEPT or fine, 1 REJECT, 2 wrong usage, 3 INCONCLUSIVE, 4 the caller's side at fault, 130 interrupted.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -43,6 +43,9 @@ from polverify.trust import (
 )
 from polverify.verdict import Outcome, Verdict
 from polverify.verify import Request, verify
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["app", "main"]
 
@@ -140,6 +143,9 @@ def check(
     timestamp: Timestamps = None,
     tsa_root: TsaRoots = None,
     tsa_cert: TsaCertificates = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the verdict as a page for people, too: one HTML file.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a bundle against a signed root, and say so.
@@ -171,11 +177,29 @@ def check(
         fetched, whole = verdict.claim["bytes_fetched"], verdict.claim["bytes_in_archive"]
         known = "says nothing of its size" if whole is None else f"says that the run takes {whole} bytes"
         terminal.note(f"fetched {fetched} bytes; the archive {known}")
+    if html is not None:
+        write_atomic(
+            html, _page(verdict.as_json())
+        )  # before the verdict is printed: exit code 4 means that there is none
     if as_json:
         terminal.emit_json(verdict.as_json())
     else:
         _print(verdict)
     raise typer.Exit(verdict.exit_code)
+
+
+@app.command()
+def report(
+    verdict: Annotated[Path, typer.Argument(metavar="VERDICT", help="Verdict, as polverify check --json printed it.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="HTML file to write.")],
+) -> None:
+    """Write a saved verdict as a page for people.
+
+    One HTML file that needs nothing else. Nothing is checked again: the page is worth what the verdict file is.
+    """
+    from polverify.report import MAX_VERDICT, parse_verdict
+
+    write_atomic(out, _page(parse_verdict(read_file(verdict, MAX_VERDICT))))
 
 
 @app.command()
@@ -242,6 +266,12 @@ def _own_challenge(path: Path) -> Challenge:
         return Challenge.parse(read_file(path, MAX_CHALLENGE))
     except ProofError as error:
         raise CallerError(f"challenge {path}: {error}") from error
+
+
+def _page(verdict: Mapping[str, Any]) -> bytes:
+    from polverify.report import render  # loads jinja2, which nothing else needs
+
+    return render(verdict).encode()
 
 
 def _nonce(text: str | None) -> bytes:

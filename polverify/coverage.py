@@ -35,6 +35,8 @@ class Coverage:
         end_step: of the last, exclusive.
         l1, l2, linf, cos: the largest norm among them, as the records state it; NaN counts as the largest.
         opened: one of `CHOSEN`, or None if not opened.
+        outcome: what the replays came to, one of `polverify.verdict.Outcome`'s values; None where there was none, be it
+            that it was not opened, that it failed, or that another one failed before it.
     """
 
     index: int
@@ -46,30 +48,43 @@ class Coverage:
     linf: float
     cos: float
     opened: str | None = None
+    outcome: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the row as plain data."""
         return asdict(self)
 
 
-def coverage(records: Sequence[SegmentRecord], opened: Mapping[int, str]) -> tuple[Coverage, ...]:
+def coverage(
+    records: Sequence[SegmentRecord], opened: Mapping[int, str], outcomes: Mapping[int, str]
+) -> tuple[Coverage, ...]:
     """Return rows that cover a run.
 
-    At most `MAX_ROWS` of them, times the ways in which segments were chosen: in a longer run, those of neighbouring
-    segments that were chosen alike share a row.
+    At most `MAX_ROWS` of them, times the ways in which segments were treated: in a longer run, neighbouring segments
+    that were treated alike share a row.
 
     Args:
         records: all segment records, in order.
         opened: how each opened segment was chosen.
+        outcomes: what the replays came to.
     """
     width = max(1, -(-len(records) // MAX_ROWS))
-    rows: dict[tuple[int, str | None], Coverage] = {}
+    rows: dict[tuple[int, str | None, str | None], Coverage] = {}
     for record in records:
-        norms, chosen = record.norms, opened.get(record.index)
+        norms, chosen, outcome = record.norms, opened.get(record.index), outcomes.get(record.index)
         row = Coverage(
-            record.index, 1, record.start_step, record.end_step, norms.l1, norms.l2, norms.linf, norms.cos, chosen
+            index=record.index,
+            count=1,
+            start_step=record.start_step,
+            end_step=record.end_step,
+            l1=norms.l1,
+            l2=norms.l2,
+            linf=norms.linf,
+            cos=norms.cos,
+            opened=chosen,
+            outcome=outcome,
         )
-        place = record.index // width, chosen
+        place = record.index // width, chosen, outcome
         rows[place] = _joined(rows[place], row) if place in rows else row
     return tuple(rows.values())
 

@@ -469,6 +469,7 @@ class _Verification:
             decision = Decision.ACCEPT
             reason = f"{len(self.results)} of {len(self.records)} segments replayed bit for bit"
         policy = self.request.policy
+        outcomes = {result.index: result.outcome.value for result in self.results}
         return Verdict(
             decision,
             reason,
@@ -477,7 +478,7 @@ class _Verification:
             tuple(self.results),
             tuple(self.warnings),
             power,
-            coverage(self.records, self.chosen()) if hasattr(self, "records") else (),
+            coverage(self.records, self.chosen(), outcomes) if hasattr(self, "records") else (),
             losses(self.steps) if hasattr(self, "steps") else (),
             None
             if policy.digest is None

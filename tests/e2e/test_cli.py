@@ -65,7 +65,7 @@ def test_what_programs_read(session):
     assert made["challenge"]["nonce"] == "ab" * 32
     assert made["prove"]["segments"] == made["challenge"]["segments"]
     verdict = made["check"]
-    assert (verdict["schema"], verdict["decision"]) == ("polverify/verdict/v1", "ACCEPT")
+    assert (verdict["schema"], verdict["decision"]) == ("polverify/verdict/v2", "ACCEPT")
     assert verdict["claim"]["config"] == {"lr": 0.05}
     assert [item["index"] for item in verdict["segments"]] == made["prove"]["segments"]
     assert all(item["outcome"] == "passed" for item in verdict["segments"])
