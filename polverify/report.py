@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["MAX_VERDICT", "parse_verdict", "render"]
 
 MAX_VERDICT = 64 * 2**20  # bytes of a saved verdict
-MAX_TEXT = 1000  # characters of one value that are shown
+MAX_TEXT = 600  # characters of one value that are shown
 MAX_ROWS = 200  # rows of one table that are shown
 NORMS = {"l2": "l2", "l1": "l1", "linf": "l∞", "cos": "cosine distance"}
 OUTCOMES = {"passed": "ok", "failed": "failed", "undecided": "undecided", "not made": "not made", None: "no result"}
@@ -175,7 +175,7 @@ def _norm_chart(name: str, title: str, rows: Sequence[Mapping[str, Any]]) -> dic
         "stems": "".join(f"M{x:g} {SIDE}V{y:g}" for x, y in challenged),
         "peak": peak,
         "peak_value": peak[name],
-        "ratio": peak[name] / middle if middle > 0 else None,
+        "ratio": peak[name] / middle if middle > 0 and math.isfinite(peak[name]) else None,
         "median": middle,
         "odd": len(values) - len(finite),
     }

@@ -95,7 +95,11 @@ def in_another_class() -> dict[str, Any]:
     verdict["checks"][10]["outcome"] = "undecided"
     for number, segment in enumerate(verdict["segments"]):
         segment["tensors"] = [
-            {"name": f"parameter/layer{layer}.0.conv1.weight", "epsilon": 1e-7 * (layer + 1) * (number + 1), "bound": 5e-6}
+            {
+                "name": f"parameter/layer{layer}.0.conv1.weight",
+                "epsilon": 1e-7 * (layer + 1) * (number + 1),
+                "bound": 5e-6,
+            }
             for layer in range(8)
         ]
     verdict["segments"][-1]["outcome"] = verdict["coverage"][-1]["outcome"] = "undecided"
