@@ -1,4 +1,4 @@
-"""Verdicts as JSON to make reports of: a long honest run, one with tolerances and a parent, one full of hostile text."""
+"""Verdicts as JSON to make reports of: a long honest run, one with tolerances and a parent, one of hostile text."""
 
 from __future__ import annotations
 

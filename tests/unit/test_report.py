@@ -1,4 +1,4 @@
-"""The report: every part of a verdict has its place, what is lacking is said to be, and no text gets out of its place."""
+"""The report: every part of a verdict has its place, what lacks is said to lack, and no text gets out of its place."""
 
 from __future__ import annotations
 
@@ -173,8 +173,9 @@ def test_a_file_that_is_no_verdict(data):
     "change",
     [
         {"claim": None}, {"claim": []}, {"checks": 5}, {"checks": [{}]}, {"checks": [1]}, {"segments": [{"index": 1}]},
-        {"coverage": [{"index": 1}]}, {"coverage": [None]}, {"losses": [[1]]}, {"losses": [["a", "b"]]}, {"power": {"a": 1}},
-        {"coverage": 7}, {"warnings": 5}, {"decision": None, "claim": {"time": [1]}}, {"policy": {"a": 1}}, {"claim": {"dataset": 3}},
+        {"coverage": [{"index": 1}]}, {"coverage": [None]}, {"losses": [[1]]}, {"losses": [["a", "b"]]},
+        {"coverage": 7}, {"warnings": 5}, {"decision": None, "claim": {"time": [1]}}, {"policy": {"a": 1}},
+        {"power": {"a": 1}}, {"claim": {"dataset": 3}},
     ],
 )  # fmt: skip
 def test_a_verdict_that_is_not_built_as_one(change):
