@@ -12,13 +12,15 @@ import shutil
 import subprocess
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from polverify.report import render
 from tests.unit import sample_verdicts
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium-headless-shell", "chromium", "chromium-browser"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium here")
@@ -48,7 +50,8 @@ for (const element of document.body.querySelectorAll("*")) {
 }
 contrasts.sort((one, other) => one[0] - other[0]);
 const wide = [...document.querySelectorAll("main *")].filter(element => !element.closest(".scroll,svg")
-  && element.getBoundingClientRect().right > innerWidth + 0.5).map(element => element.tagName + "." + element.className);
+  && element.getBoundingClientRect().right > innerWidth + 0.5)
+  .map(element => element.tagName + "." + element.className);
 document.documentElement.innerHTML = "<pre id=measured>" + JSON.stringify({
   inner: innerWidth, scroll: document.documentElement.scrollWidth, wide,
   background: getComputedStyle(document.body).backgroundColor, contrast: contrasts[0],
