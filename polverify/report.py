@@ -33,6 +33,7 @@ MAX_TEXT = 600  # characters of one value that are shown
 MAX_ROWS = 200  # rows of one table that are shown
 NORMS = {"l2": "l2", "l1": "l1", "linf": "l∞", "cos": "cosine distance"}
 OUTCOMES = {"passed": "ok", "failed": "failed", "undecided": "undecided", "not made": "not made", None: "no result"}
+FIGURES = {"epsilon": "ε of all parameters", "evaluation": "the recipe's own evaluation"}  # of a segment, as they come
 CHOSEN = {
     "random": "drawn by the nonce",
     "named": "asked for by name",
@@ -89,7 +90,7 @@ def _view(verdict: Mapping[str, Any]) -> dict[str, Any]:
         "signed_at": _signed_at(time),
         "coverage": _coverage(rows),
         "opened": _opened(rows, verdict["segments"]),
-        "segments": verdict["segments"],
+        "exact": sum(each["outcome"] == "passed" and "tolerance" not in each for each in verdict["segments"]),
         "charts": [_norm_chart(name, title, rows) for name, title in NORMS.items()] if rows else [],
         "losses": _loss_chart(verdict.get("losses") or []),
         "tensors": _tensors(verdict["segments"]),
@@ -135,14 +136,19 @@ def _coverage(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
 def _opened(rows: Iterable[Mapping[str, Any]], results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the opened segments, each with how it was chosen and what its replay came to."""
-    details = {result["index"]: result["detail"] for result in results}
+    found = {result["index"]: result for result in results}
     return [
         {
             "name": str(row["index"]) if row["count"] == 1 else f"{row['count']} segments from {row['index']}",
             "steps": f"{row['start_step']} to {row['end_step']}",
             "chosen": CHOSEN[row["opened"]],
             "outcome": OUTCOMES[row["outcome"]],
-            "detail": details.get(row["index"], "it failed, or a check before it did"),
+            "detail": found.get(row["index"], {}).get("detail", "it failed, or a check before it did"),
+            "figures": [
+                (title, found[row["index"]][name])
+                for name, title in FIGURES.items()
+                if row["index"] in found and name in found[row["index"]]
+            ],
         }
         for row in rows
         if row["opened"]
@@ -204,7 +210,7 @@ def _tensors(segments: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Return ε of each tensor against its bound, the worst first; None where no segment was compared so."""
     found = []
     for segment in segments:
-        for tensor in segment.get("tensors") or ():
+        for tensor in (segment.get("tolerance") or {}).get("tensors") or ():
             epsilon, bound = _number(tensor["epsilon"]), _number(tensor["bound"])
             part = 0.0 if epsilon == 0 else epsilon / bound if bound > 0 else math.inf
             part = math.inf if math.isnan(part) else part

@@ -94,14 +94,14 @@ def in_another_class() -> dict[str, Any]:
     }
     verdict["checks"][10]["outcome"] = "undecided"
     for number, segment in enumerate(verdict["segments"]):
-        segment["tensors"] = [
-            {
-                "name": f"parameter/layer{layer}.0.conv1.weight",
-                "epsilon": 1e-7 * (layer + 1) * (number + 1),
-                "bound": 5e-6,
-            }
+        if number == 0:
+            continue  # that one was bit for bit
+        tensors = [
+            {"name": f"parameter/layer{layer}.weight", "epsilon": 1e-7 * (layer + 1) * (number + 1), "bound": 5e-6}
             for layer in range(8)
         ]
+        segment |= {"tolerance": {"tensors": tensors}, "epsilon": {"raw": {"l2": 1e-6}}}
+        segment["evaluation"] = {"start": {"accuracy": 0.8}, "end": {"accuracy": 0.82}}
     verdict["segments"][-1]["outcome"] = verdict["coverage"][-1]["outcome"] = "undecided"
     verdict["coverage"][9] |= {"l2": "nan", "l1": "inf", "linf": 0.0, "cos": -1e-17}
     return verdict
@@ -134,7 +134,7 @@ def hostile() -> dict[str, Any]:
     verdict = poisoned(accepted(12, 3, 4))
     verdict["claim"]["config"] = {f"{HOSTILE[:200]}{number}": HOSTILE for number in range(3)}
     verdict["claim"]["parent"] = {"origin": HOSTILE}
-    verdict["segments"][0]["tensors"] = [{"name": HOSTILE, "epsilon": 1.0, "bound": 0.0}]
+    verdict["segments"][0]["tolerance"] = {"tensors": [{"name": HOSTILE, "epsilon": 1.0, "bound": 0.0}]}
     return verdict
 
 

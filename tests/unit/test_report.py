@@ -92,7 +92,7 @@ def test_what_the_page_of_an_accepted_run_says():
     assert "witnessed 2025-10-09 08:54:20 UTC w1" in " ".join(sections["time"].split())
     assert "24 of 390 segments were opened, 22 of them drawn at random" in sections["coverage"]
     assert "times the median of" in sections["updates"]
-    assert "24 replayed segments end in the committed state, bit for bit" in sections["epsilon"]
+    assert "24 of the replayed segments end in the committed state, bit for bit: there ε is 0" in sections["epsilon"]
     assert "240 losses" in sections["losses"]
     assert "claims no parent" in sections["lineage"]
     assert "5 % of the segments 20 70.1 %" in " ".join(sections["power"].split())
@@ -105,7 +105,8 @@ def test_epsilon_is_shown_against_its_bound_the_worst_first():
     sections = Page(render(sample_verdicts.in_another_class())).sections
     words = " ".join(sections["epsilon"].split())
     assert words.index("over , 1.28") < words.index("within , 0.98")
-    assert "bit for bit" not in words
+    assert "1 of the replayed segments end in the committed state, bit for bit" in words
+    assert "the recipe's own evaluation: start=accuracy=0.8" in " ".join(sections["coverage"].split())
     assert "example.com/alice/base" in sections["lineage"]
     assert "Largest l2: nan, in segment 9, which was not opened. Not finite, and drawn at the top: 1." in " ".join(
         sections["updates"].split()
@@ -117,7 +118,7 @@ def test_what_is_lacking_is_said_to_be_lacking():
     for name in ("coverage", "updates", "epsilon", "losses", "lineage", "power", "time"):
         words = " ".join(sections[name].split())
         assert "did not get as far" in words or words.endswith(
-            ("No replay was compared.", "what would have been missed.", "when the root was signed.")
+            ("No replay was compared tensor by tensor.", "what would have been missed.", "when the root was signed.")
         )
     assert "policy" not in sections
 
