@@ -132,6 +132,59 @@ def test_looking_at_a_store(session, shell, monkeypatch):
     assert re.fullmatch(r"no damage in \d+ blobs, 7 snapshots, 1 runs and 2 ledger entries\n", err)
 
 
+def test_a_verdict_as_a_page(session, shell, tmp_path):
+    """From the check itself and from its saved JSON: the same page."""
+    path, _ = session
+    check = ("polverify", "check", path / "root1", "--key", path / "key.pub", "--bundle", path / "bundle1")
+    check += ("--challenge", path / "challenge1", "--recipe", path / "recipe.py")
+    (tmp_path / "verdict").write_text(shell.ok(*check, "--html", tmp_path / "one.html", "--json"))
+    assert shell.ok("polverify", "report", tmp_path / "verdict", "--out", tmp_path / "two.html") == ""
+    page = (tmp_path / "one.html").read_text()
+    assert page == (tmp_path / "two.html").read_text()
+    assert "ACCEPT" in page
+    assert "example.com/alice/r" in page
+    code, out, _ = shell(*check, "--html", tmp_path / "no" / "folder.html", "--json")
+    assert (code, out) == (4, "")  # and no verdict
+    shell.fails(4, "polverify", "report", path / "root1", "--out", tmp_path / "x", says="not a verdict")
+    shell.fails(4, "polverify", "report", tmp_path / "none", "--out", tmp_path / "x", says="none")
+
+
+def test_a_policy_of_the_verifiers_own(session, shell, tmp_path):
+    """Keys, rules and a tlog-policy in one file; paths in it are beside it."""
+    path, _ = session
+    policy = tmp_path / "mine.toml"
+    check = ("polverify", "check", path / "root1", "--bundle", path / "bundle1", "--policy", policy)
+    check += ("--challenge", path / "challenge1", "--recipe", path / "recipe.py", "--json")
+    line = (path / "key.pub").read_text().split()[0]
+    (tmp_path / "keys.pub").write_bytes((path / "key.pub").read_bytes())
+    for keys in (f'["{line}"]', '["keys.pub"]', f'["{line}", "keys.pub"]'):
+        policy.write_text(f"[trust]\nkeys = {keys}\n[run]\nmax_every = 4\n[hyperparameters]\nlr.min = 0.01\n")
+        verdict = json.loads(shell.ok(*check))
+        assert (verdict["decision"], verdict["policy"]["rules"]["run"]) == ("ACCEPT", {"max_every": 4})
+    policy.write_text('[trust]\nkeys = ["keys.pub"]\n[run]\nmax_every = 3\n')
+    code, out, _ = shell(*check)
+    assert (code, json.loads(out)["decision"]) == (1, "REJECT")
+    policy.write_text('[trust]\nkeys = ["keys.pub"]\n[power]\none_bad_segment = 0.99\n')
+    code, out, _ = shell(*check)
+    assert (code, json.loads(out)["decision"]) == (3, "INCONCLUSIVE")
+    policy.write_text('[trust]\nkeys = ["keys.pub"]\ntlog_policy = "witnesses"\n')
+    (tmp_path / "witnesses").write_text("quorum none\n")
+    shell.ok(*check)
+    draw = ("polverify", "challenge", path / "root1", "--segments", 1, "--out", tmp_path / "c", "--policy")
+    shell.ok(*draw, policy)
+    for code, text, says in (
+        (2, "[run]\n", "whose signature?"),
+        (4, "[trust]\nkeys = ['none.pub']\n", "none.pub"),
+        (4, "[trust]\nkeys = ['keys.pub']\ntlog_policy = 'none'\n", "none"),
+        (4, "[trust]\nkeys = ['keys.pub']\n[runs]\nmax_every = 1\n", "unknown name"),
+        (4, "quorum none\n", "not TOML"),
+    ):
+        policy.write_text(text)
+        shell.fails(code, *check, says=says)
+    (tmp_path / "mine.policy").write_text('[trust]\nkeys = ["keys.pub"]\n')  # TOML by another name is no tlog-policy
+    shell.fails(4, *draw, tmp_path / "mine.policy", says="policy")
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "facts"),
     [
@@ -191,7 +244,8 @@ COMMANDS = {
     ("polstore", "log", "consistency"): "M N --store --out --json",
     ("polverify", "challenge"): "SIGNED_ROOT --key --name --policy --segments --random --nonce --out --json",
     ("polverify", "check"): "SIGNED_ROOT --key --name --policy --timestamp --tsa-root --tsa-cert --bundle --challenge "
-    "--ledger --segment --max-bytes --recipe --device --json",
+    "--ledger --segment --max-bytes --recipe --device --html --json",
+    ("polverify", "report"): "VERDICT --out",
     ("polverify", "log"): "HEAD --key --name --policy --state --consistency --max-age --json",
     ("polverify", "show"): "FILE --json",
 }
