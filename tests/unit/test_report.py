@@ -104,7 +104,7 @@ def test_what_the_page_of_an_accepted_run_says():
 def test_epsilon_is_shown_against_its_bound_the_worst_first():
     sections = Page(render(sample_verdicts.in_another_class())).sections
     words = " ".join(sections["epsilon"].split())
-    assert words.index("over , 1.28") < words.index("within , 0.98")
+    assert words.index("over 1.28") < words.index("within 0.98")
     assert "1 of the replayed segments end in the committed state, bit for bit" in words
     assert "the recipe's own evaluation: start=accuracy=0.8" in " ".join(sections["coverage"].split())
     assert "example.com/alice/base" in sections["lineage"]
