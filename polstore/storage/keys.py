@@ -21,8 +21,10 @@ __all__ = [
     "RUN",
     "SNAPSHOT",
     "STORED_SNAPSHOT",
+    "check_key",
     "check_run_name",
     "digest_key",
+    "is_run_name",
     "last_number",
     "node_key",
     "number_key",
@@ -53,6 +55,27 @@ def check_run_name(name: str) -> str:
             "not a name for a run", expected="1 to 64 of A-Z a-z 0-9 . _ -, a letter or digit first", got=name
         )
     return name
+
+
+def is_run_name(name: str) -> bool:
+    """Return whether a run may have that name."""
+    return RUN_NAME.fullmatch(name) is not None
+
+
+def check_key(key: bytes) -> str | None:
+    """Return the run that a key belongs to, if any; raises ValueError for one that no function here makes."""
+    table, rest = key[:1], key[1:]
+    if table in (BLOB, STORED_SNAPSHOT):
+        if len(rest) != DIGEST_SIZE:
+            raise ValueError
+        return None
+    name, zero, numbers = rest.partition(b"\0")
+    run = name.decode("ascii")
+    sizes = {RUN: 0, LEAF: 8, NODE: 9, SNAPSHOT: 8, ROOT: 8}
+    wrong = table not in sizes or len(numbers) != sizes[table] or bool(zero) != bool(numbers) or not is_run_name(run)
+    if wrong or (numbers and int.from_bytes(numbers[-8:], "big") > MAX_INDEX):
+        raise ValueError
+    return run
 
 
 def digest_key(table: bytes, digest: bytes) -> bytes:

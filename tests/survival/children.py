@@ -24,7 +24,7 @@ class ChildError(AssertionError):
     """What a child raised, as text."""
 
 
-class Died(Exception):
+class DiedError(Exception):
     """A child was ended by a signal, ``signal``, before it had sent its result."""
 
     def __init__(self, signal):
@@ -62,7 +62,10 @@ class Child:
         theirs.close()
 
     def receive(self, patience=PATIENCE):
-        """Return what the child sent next as (kind, value); ("done", result) at the end. Raises `Died`, `ChildError`."""
+        """Return what the child sent next as (kind, value); ("done", result) at the end.
+
+        Raises `DiedError` and `ChildError`.
+        """
         if not self._pipe.poll(patience):
             self.process.kill()
             raise TimeoutError(f"nothing heard of a child for {patience} seconds")
@@ -70,7 +73,7 @@ class Child:
             kind, value = self._pipe.recv()
         except (EOFError, ConnectionResetError) as error:
             self.process.join()
-            raise Died(-self.process.exitcode) from error
+            raise DiedError(-self.process.exitcode) from error
         if kind == "failed":
             raise ChildError(value)
         return kind, value

@@ -9,6 +9,7 @@ import time
 import children
 import training
 
+from polstore.errors import MissingError
 from polstore.storage import opening
 
 ROUNDS = 100
@@ -36,7 +37,7 @@ def look(pipe, store):
     assert not training.damages(store)
     try:
         return training.facts(store)
-    except training.MissingError:
+    except MissingError:
         return {}, (), False
 
 
@@ -70,8 +71,9 @@ def rest(recorder, written):
                 written.append(step)
             if kind == "done":
                 return True
-    except children.Died as death:
-        assert death.signal == signal.SIGKILL
+    except children.DiedError as death:
+        if death.signal != signal.SIGKILL:
+            raise
         return False
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import polstore
 from polstore.codec.live.recipe import RecipeFile
-from polstore.errors import MissingError
 from polstore.fsck import check_store
 from polstore.recording import record_recipe
 from polstore.run_writer import RunWriter
