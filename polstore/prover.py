@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from polstore.codec import frames
     from polstore.reader import Run
     from polstore.storage.store import Store
+    from polstore.storage.writer import Writer
     from polstore.wire.keys import SigningKey
 
 __all__ = ["Proof", "commit", "prove"]
@@ -63,12 +64,18 @@ def commit(store: Store, run: str, key: SigningKey, *, now: Callable[[], float] 
         size = view.leaf_count(run)
         if size == 0:
             raise MissingError(f"no run {run} in the store")
-        root = view.tree_root(run, size)
+        checkpoint = Checkpoint(run_origin(key.name, run), size, view.tree_root(run, size))
         if size in view.roots(run):
-            return _signed_before(view.root(run, size), Checkpoint(run_origin(key.name, run), size, root), key)
-    signed = sign_root(Checkpoint(run_origin(key.name, run), size, root), key, int(now()))
-    store.write(lambda transaction: transaction.put_root(run, size, signed))
-    return signed
+            return _signed_before(view.root(run, size), checkpoint, key)
+    signed = sign_root(checkpoint, key, int(now()))
+
+    def work(transaction: Writer) -> bytes:
+        if size not in transaction.roots(run):  # else another process has been faster
+            transaction.put_root(run, size, signed)
+        return transaction.root(run, size)
+
+    kept = store.write(work)
+    return signed if kept == signed else _signed_before(kept, checkpoint, key)
 
 
 def _signed_before(signed: bytes, checkpoint: Checkpoint, key: SigningKey) -> bytes:

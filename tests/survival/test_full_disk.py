@@ -87,11 +87,13 @@ def undisturbed(_, recipe, store):
     return training.facts(store)
 
 
-def starve(_, recipe, room, full_after, raise_after):
-    """Record until there is no room; return the error, its notes and what it came from, and what the store holds."""
+def starve(_, recipe, room, kept, full_after, raise_after):
+    """Record until there is no room after snapshot ``kept``; return the error with its notes, and what is stored."""
+    written = training.Written()
 
     def each(step):
         if step == full_after:
+            written.wait(kept)  # it may still be under way
             room.take()
         if step == raise_after:
             raise ZeroDivisionError("the loop's own")
@@ -121,7 +123,7 @@ def resume(_, recipe, room):
 def test_a_recording_stops_and_goes_on_when_there_is_room(room, whole, full_after, raise_after, kept):
     recipe, (digests, leaves, _) = whole
     (kind, message, notes), (held, held_leaves, complete) = children.call(
-        starve, recipe, room, full_after, raise_after
+        starve, recipe, room, kept, full_after, raise_after
     )
     told = message
     if raise_after is not None:

@@ -108,9 +108,7 @@ def test_reading_one_of_many_takes_no_more_than_one_of_few(stores, reads):
             assert run.manifest.every == 1
             opened = len(reads)
             assert len(run.segments) == count
-            assert [run.segments[index].end_step for index in places(count)] == [
-                index + 1 for index in places(count)
-            ]
+            assert [run.segments[index].end_step for index in places(count)] == [index + 1 for index in places(count)]
             assert run.segments[-1].index == count - 1
             assert [run.steps(index).start_step for index in places(count)] == list(places(count))
             taken[count] = opened, len(reads)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+
 import polstore
 from polstore.codec.live.recipe import RecipeFile
 from polstore.fsck import check_store
 from polstore.recording import record_recipe
 from polstore.run_writer import RunWriter
 from polstore.storage.store import open_store
+
+PATIENCE = 60  # seconds for one snapshot, on a busy machine
 
 RECIPE = """
 import torch
@@ -58,6 +62,26 @@ def announce(pipe):
         return committed
 
     RunWriter.write = write
+
+
+class Written:
+    """Waits for snapshots to be written, in the process that records."""
+
+    def __init__(self):
+        self._steps = {0}
+        self._changed = threading.Condition()
+        announce(self)
+
+    def send(self, said):
+        kind, step = said
+        if kind == "written":
+            with self._changed:
+                self._steps.add(step)
+                self._changed.notify_all()
+
+    def wait(self, step):
+        with self._changed:
+            assert self._changed.wait_for(lambda: step in self._steps, PATIENCE), step
 
 
 def facts(store, run="r"):
