@@ -74,6 +74,10 @@ def _challenge(data: bytes) -> dict[str, Any]:
         "leaves": challenge.size,
         "root": challenge.root,
         "nonce": challenge.nonce,
+        "nonce_from": challenge.source,
+        "rules": asdict(challenge.rules),
+        "named": challenge.named,
+        "picked": challenge.picked,
         "random": challenge.random,
         "segments": challenge.segments,
     }
