@@ -43,6 +43,7 @@ def made(tmp_path_factory):
         run = archive.run("r")
         (path / "root").write_bytes(run.signed_root())
         polstore.prove(run, [0]).write(path / "bundle")
+        polstore.prove(run, [], audit=True).write(path / "audit")
     tiny_archive.make(path, runs=("unsigned",), steps=2, signed=False)
     return path
 
@@ -69,6 +70,9 @@ POLSTORE, POLVERIFY = "from polstore.cli.main import main; main()", "from polver
         (POLVERIFY, "--help"),
         (POLVERIFY, "check --help"),
         (POLVERIFY, "challenge root --key mine.pub --segments 1 --out challenge"),
+        (POLSTORE, "prove --store st --run r --audit --out proof"),
+        (POLVERIFY, "challenge root --key mine.pub --random 1 --records audit --top 1 --odd 1 --out challenge"),
+        (POLVERIFY, "plan root"),
         (POLVERIFY, "show root"),
         (POLVERIFY, "show bundle"),
     ],
