@@ -130,7 +130,10 @@ def plan(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say how many random segments a wanted power takes, and what they cost."""
+    """Say how many random segments to open, and what they cost.
+
+    The fewest that catch a forged share with the wanted probability.
+    """
     if (signed_root is None) == (segments is None):
         raise UsageError(
             "what to plan for", expected="SIGNED_ROOT or --segments", got="both" if segments else "neither"

@@ -168,11 +168,11 @@ def test_a_challenge_that_nobody_draws(session, shell, tmp_path):
 def test_plans(session, shell):
     path, _ = session
     shown = json.loads(shell.ok("polverify", "plan", "--segments", 390, "--json"))
-    assert (shown["forged"], shown["random"], shown["opened"]) == (20, 79, 81)
+    assert (shown["forged"], shown["random"], shown["opened"]) == (20, 78, 80)
     cost = ("--steps-per-segment", 100, "--step-seconds", 0.5, "--segment-bytes", 1000)
     out = shell.ok("polverify", "plan", "--segments", 390, *cost)
-    assert out.splitlines()[0] == "random segments: 79"
-    assert out.splitlines()[-1] == "cost: 20.8 % of the training, 8100 steps, 4050 s, 81000 bytes"
+    assert out.splitlines()[0] == "random segments: 78"
+    assert out.splitlines()[-1] == "cost: 20.5 % of the training, 8000 steps, 4000 s, 80000 bytes"
     assert json.loads(shell.ok("polverify", "plan", path / "root2", "--share", "1/6", "--json"))["random"] == 4
 
 
