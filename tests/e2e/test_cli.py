@@ -114,7 +114,6 @@ def test_choosing_by_the_records(session, shell, tmp_path):
     )
     words = ("polverify", "check", path / "root2", *key, "--bundle", tmp_path / "bundle")
     words = (*words, "--challenge", tmp_path / "challenge", "--recipe", path / "recipe.py")
-    assert shell(*words)[0] == 1  # every snapshot is more than was asked for, unless it was
     verdict = json.loads(shell.ok(*words, "--audit", "full", "--json"))
     assert (verdict["decision"], verdict["checks"][11]["detail"]) == ("ACCEPT", "norms of all segments")
     power = verdict["power"]
