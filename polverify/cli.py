@@ -1,12 +1,12 @@
-"""The command `polverify`: challenge, check, log, show.
+"""The command `polverify`: challenge, plan, check, log, show.
 
 Exit codes: 0 ACCEPT or fine, 1 REJECT, 2 wrong usage, 3 INCONCLUSIVE, 4 the caller's side at fault, 130 interrupted.
 """
 
 from __future__ import annotations
 
-import secrets
 import time
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -18,15 +18,16 @@ from rich.text import Text
 from polstore import terminal
 from polstore.codec.live.recipe import RecipeFile
 from polstore.errors import CallerError, ProofError, UsageError
-from polstore.files import read_file, write_atomic
+from polstore.files import read_file
 from polstore.wire.challenge import MAX_BYTES as MAX_CHALLENGE
-from polstore.wire.challenge import NONCE_SIZE, Challenge
-from polstore.wire.checkpoint import open_root
+from polstore.wire.challenge import Challenge
 from polstore.wire.ledger import MAX_CONSISTENCY_BYTES
 from polstore.wire.note import MAX_NOTE
 from polstore.wire.tlog_proof import MAX_FILE
+from polverify.asking import challenge, plan
 from polverify.fetch import DEFAULT_MAX_BYTES, is_archive
 from polverify.log import check_log
+from polverify.options import AsJson, SignedRoot
 from polverify.remote import verify_archive
 from polverify.show import claims
 from polverify.trust import (
@@ -53,8 +54,13 @@ app = typer.Typer(
     add_completion=False,
 )
 
-SignedRoot = Annotated[Path, typer.Argument(metavar="SIGNED_ROOT", help="Signed root, as polstore commit wrote it.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
+
+class Audit(Enum):
+    """Which norms are computed again."""
+
+    OPENED = "opened"
+    FULL = "full"
+
 
 MARKS = {
     Outcome.PASSED: ("ok", "green"),
@@ -64,43 +70,8 @@ MARKS = {
 }
 
 
-@app.command()
-def challenge(
-    signed_root: SignedRoot,
-    segments: Annotated[int, typer.Option(metavar="N", help="Segments to open, in all.")],
-    out: Annotated[Path, typer.Option(metavar="CHALLENGE", help="Challenge file to write.")],
-    key: Keys = None,
-    name: KeyName = None,
-    policy: PolicyFile = None,
-    random: Annotated[
-        int | None,
-        typer.Option(metavar="R", help="How many of them the nonce draws; all but the first and the last if left out."),
-    ] = None,
-    nonce: Annotated[
-        str | None,
-        typer.Option(metavar="HEX", help="64 hex digits that the prover could not know; fresh if left out."),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Draw the segments that the prover has to open.
-
-    Do it after the root was signed, never before.
-    """
-    keys, trusted = trusted_keys(key, name, policy)
-    logs = () if trusted is None else [log.key for log in trusted.logs]
-    opened = open_root(read_file(signed_root, MAX_NOTE), keys, any_of=logs)
-    drawn = Challenge.draw(
-        opened.checkpoint.origin,
-        opened.checkpoint.size,
-        opened.checkpoint.root,
-        segments=segments,
-        random=random,
-        nonce=_nonce(nonce),
-    )
-    write_atomic(out, drawn.encode())
-    if as_json:
-        terminal.emit_json(claims(out))
-    terminal.note(f"challenged {len(drawn.segments)} of {opened.checkpoint.size - 1} segments in {out}")
+app.command()(challenge)
+app.command()(plan)
 
 
 @app.command()
@@ -131,6 +102,9 @@ def check(
     max_bytes: Annotated[
         int, typer.Option(metavar="N", min=1, help="Bytes to fetch from a static archive at most.")
     ] = DEFAULT_MAX_BYTES,
+    audit: Annotated[
+        Audit, typer.Option(help="full: compute every norm again; the bundle is from polstore prove --audit.")
+    ] = Audit.OPENED,
     device: Annotated[str, typer.Option(metavar="D", help="Where to replay: cpu, cuda, cuda:1.")] = "cpu",
     key: Keys = None,
     name: KeyName = None,
@@ -158,6 +132,7 @@ def check(
             recipe=RecipeFile.read(recipe),
             challenge=None if challenge is None else _own_challenge(challenge),
             ledger=None if ledger is None else read_file(ledger, MAX_FILE),
+            audit=audit is Audit.FULL,
             device=device,
             time=sources,
             progress=progress,
@@ -240,18 +215,6 @@ def _own_challenge(path: Path) -> Challenge:
         raise CallerError(f"challenge {path}: {error}") from error
 
 
-def _nonce(text: str | None) -> bytes:
-    if text is None:
-        return secrets.token_bytes(NONCE_SIZE)
-    try:
-        nonce = bytes.fromhex(text)
-    except ValueError as error:
-        raise UsageError("--nonce", expected="64 hex digits", got=text) from error
-    if len(nonce) != NONCE_SIZE:
-        raise UsageError("--nonce", expected="64 hex digits", got=text)
-    return nonce
-
-
 def _print(verdict: Verdict) -> None:
     """Print the verdict: its one line first, then how it came about."""
     console = Console()
@@ -261,6 +224,8 @@ def _print(verdict: Verdict) -> None:
             terminal.emit(f"{item.number:2} {item.name}: {MARKS[item.outcome][0]}: {terminal.text(item.detail)}")
         for warning in verdict.warnings:
             terminal.emit(f"note: {terminal.text(warning)}")
+        for line in verdict.power.lines() if verdict.power is not None else ():
+            terminal.emit(f"power: {line}")
         return
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(justify="right")
@@ -275,3 +240,5 @@ def _print(verdict: Verdict) -> None:
     console.print(table)
     for warning in verdict.warnings:
         console.print(Text(f"note: {terminal.text(warning)}", "dim"))
+    for line in verdict.power.lines() if verdict.power is not None else ():
+        console.print(Text(f"power: {line}"))

@@ -37,7 +37,8 @@ def claims(path: Path) -> dict[str, Any]:
     if _starts_with(path, MAGIC):
         return _bundle(path)
     data = read_file(path, MAX_CHALLENGE)
-    reader: Callable[[bytes], dict[str, Any]] = _signed_root if b"\n" in data[:1024] else _challenge
+    is_array = b"\x90" <= data[:1] <= b"\x9f"  # as no text begins: in UTF-8 such a byte only continues
+    reader: Callable[[bytes], dict[str, Any]] = _challenge if is_array else _signed_root
     try:
         return reader(data)
     except ProofError as error:
@@ -74,6 +75,10 @@ def _challenge(data: bytes) -> dict[str, Any]:
         "leaves": challenge.size,
         "root": challenge.root,
         "nonce": challenge.nonce,
+        "nonce_from": challenge.source,
+        "rules": asdict(challenge.rules),
+        "named": challenge.named,
+        "picked": challenge.picked,
         "random": challenge.random,
         "segments": challenge.segments,
     }

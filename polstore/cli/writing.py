@@ -19,6 +19,7 @@ from polstore.files import read_file, write_atomic
 from polstore.not_before import read_checkpoint
 from polstore.prover import commit as commit_run
 from polstore.prover import prove as prove_run
+from polstore.prover import prove_records
 from polstore.reader import open_archive
 from polstore.storage.store import open_store
 from polstore.wire import canonical
@@ -148,23 +149,41 @@ def prove(
         list[int] | None, typer.Option(metavar="I", help="Segment to open, counted from 0; repeatable.")
     ] = None,
     challenge: Annotated[Path | None, typer.Option(metavar="FILE", help="Challenge file from polverify.")] = None,
+    records: Annotated[
+        bool,
+        typer.Option("--records", help="Open nothing: only show all segment records, for a verifier to choose by."),
+    ] = False,
+    audit: Annotated[
+        bool, typer.Option("--audit", help="Hand over every snapshot, from which all norms can be computed again.")
+    ] = False,
+    leaves: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Leaves under the signed root to prove against; the newest if left out."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Open segments of a run in a bundle that polverify checks."""
-    if bool(segment) == (challenge is not None):
-        raise UsageError("what to open", expected="--segment or --challenge", got="both" if segment else "neither")
+    if bool(segment) + (challenge is not None) + records > 1 or not (segment or challenge or records or audit):
+        wanted = "--segment, --challenge, --records or --audit"
+        raise UsageError("what to open", expected=wanted, got="both" if segment and challenge else "neither or several")
+    if records and audit:
+        raise UsageError("--records", expected="no --audit, which shows the records too", got="both")
+    if leaves is not None and challenge is not None:
+        raise UsageError("--leaves", expected="no --challenge, which names its root", got="both")
     if segment and min(segment) < 0:
         raise UsageError("--segment", expected="0 or more", got=min(segment))
     with open_archive(store) as archive:
         name = choose_run(archive.runs(), run)
         found = archive.run(name)
-        if challenge is None:
-            proof = prove_run(found, segment or [])
+        if records:
+            proof = prove_records(found, leaves)
+        elif challenge is None:
+            proof = prove_run(found, segment or [], leaves, audit=audit)
         else:
             asked = _read_challenge(challenge)
             root = found.signed_checkpoint(asked.size)
             asked.require(root.origin, root.size, root.root)
-            proof = prove_run(found, asked.segments, asked.size)
+            proof = prove_run(found, asked.segments, asked.size, audit=audit)
         proof.write(out)
     bundle = proof.bundle
     if as_json:

@@ -140,6 +140,7 @@ class Trainer:
     initial_kind: str = "seed"
     steps: int = STEPS
     every: int = EVERY
+    audit: bool = False  # whether the bundle carries every snapshot
     base: int | None = 0  # step of the snapshot that all are quantised against, as a recorder has it for short runs
 
     def __post_init__(self) -> None:
@@ -252,7 +253,7 @@ class Trainer:
             )
             leaves.append(record.encode())
         wanted = tuple(range(len(all_steps))) if opened is None else opened
-        needed = {edge for index in wanted for edge in edges[index : index + 2]}
+        needed = set(edges) if self.audit else {edge for index in wanted for edge in edges[index : index + 2]}
         needed |= {base for index in wanted if (base := self.base_of(edges[index])) is not None}
         stored: dict[bytes, bytes] = {}
         for edge in needed:  # a snapshot may be stored in any way, so exactly: then nothing is rounded away
@@ -271,7 +272,7 @@ class Trainer:
             leaves=tuple(leaves),
             opened=tuple(OpenedSegment(index, ()) for index in wanted),
             snapshots=tuple(stored[digest] for digest in sorted(stored)),
-            samples=Samples(salts, multi_proof(inside, len(hashes), merkle.nodes_of(hashes))),
+            samples=Samples(salts, multi_proof(inside, len(hashes), merkle.nodes_of(hashes)) if used else ()),
             blobs=(),
         )
         return Evidence(b"", bundle, {}).with_blobs(blobs).signed(tuple(leaves))

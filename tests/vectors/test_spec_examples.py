@@ -115,7 +115,7 @@ def test_challenge() -> None:
     assert listings("challenge.md") == [challenge.EXAMPLE.encode(), block]
     assert f"The file, {len(challenge.EXAMPLE.encode())} bytes" in page("challenge.md")
     assert sha256(block).hexdigest() in page("challenge.md")
-    assert challenge.EXAMPLE.segments == (0,)
+    assert challenge.EXAMPLE.segments == (0, 3, 4)
 
 
 def test_bundle() -> None:
