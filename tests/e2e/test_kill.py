@@ -1,4 +1,4 @@
-"""A recording by command line that is killed while it starts up or trains, and resumed, ends as if nothing had happened.
+"""A recording by command line that is killed while it starts or trains and then resumed ends as if undisturbed.
 
 tests/survival kills many more, at chosen moments, without loading torch for each.
 """
