@@ -13,8 +13,8 @@ from polstore.errors import MissingError
 from polstore.storage import opening
 
 ROUNDS = 100
-STEPS, EVERY = 30, 2  # of one run; a run that came to its end is followed by another, in a store of its own
-WIDTH = 128  # 4 thousand weights and their moments: a snapshot of some 40 kB
+STEPS, EVERY = 20, 2  # of one run; a run that came to its end is followed by another, in a store of its own
+WIDTH = 96  # 3 thousand weights and their moments: a snapshot of some 30 kB
 SMALL_MAP = 64 << 10  # bytes; so that growing is interrupted, too
 
 
