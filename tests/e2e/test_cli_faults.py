@@ -86,7 +86,7 @@ FAULTS = [
     (2, "polstore record recipe.py --store st --run c --every 2 --steps -1", "--steps"),
     (2, "polstore record recipe.py --store st --run c --every 2 --seed -1", "seed"),
     (2, "polstore record recipe.py --store st --run c/d --every 2", "name for a run"),
-    (2, "polstore record recipe.py --store st --run c --every 2 --fidelity exact", "float16-writeback or compact-writeback"),
+    (2, "polstore record recipe.py --store st --run c --every 2 --fidelity exact", "float16-writeback or compact"),
     (2, "polstore record recipe.py --store st --run c --every 2 --device nonsense", "cpu, cuda or cuda:N"),
     (2, "polstore record recipe.py --store st --run c --every 2 --config lr", "NAME=VALUE"),
     (2, "polstore record recipe.py --store st --run c --every 2 --config l-r=1", "NAME=VALUE"),
