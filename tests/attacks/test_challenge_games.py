@@ -87,6 +87,18 @@ def bad_segment(bad: int, *, opened: tuple[int, ...]) -> Evidence:
     return trainer.run(opened=opened)
 
 
+def test_segments_that_were_not_replayed_do_not_count(judge):
+    """Who names a machine that nobody has for his bad segment gets no ACCEPT, and no power is claimed for the draw."""
+    honest = Trainer().run(opened=())
+    elsewhere = replace(honest.records()[2].environment, device_name="a machine that nobody has")
+    asked = ask(honest.recording(2, environment=elsewhere), random=3)
+    verdict = judge(Trainer().run().recording(2, environment=elsewhere), challenge=asked)
+    assert verdict.decision is Decision.INCONCLUSIVE
+    power = verdict.power.as_json()
+    assert (power["drawn"], power["fixed"], power["population"], power["one_bad_segment"]) == (0, 4, 1, 0.0)
+    assert power["steps_replayed"] == 11 == verdict.claim["steps_replayed"]
+
+
 # Concatenation.
 
 
