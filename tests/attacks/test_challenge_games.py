@@ -87,6 +87,18 @@ def bad_segment(bad: int, *, opened: tuple[int, ...]) -> Evidence:
     return trainer.run(opened=opened)
 
 
+def test_segments_that_were_not_replayed_do_not_count(judge):
+    """Who names a machine that nobody has for his bad segment gets no ACCEPT, and no power is claimed for the draw."""
+    honest = Trainer().run(opened=())
+    elsewhere = replace(honest.records()[2].environment, device_name="a machine that nobody has")
+    asked = ask(honest.recording(2, environment=elsewhere), random=3)
+    verdict = judge(Trainer().run().recording(2, environment=elsewhere), challenge=asked)
+    assert verdict.decision is Decision.INCONCLUSIVE
+    power = verdict.power.as_json()
+    assert (power["drawn"], power["fixed"], power["population"], power["one_bad_segment"]) == (0, 4, 1, 0.0)
+    assert power["steps_replayed"] == 11 == verdict.claim["steps_replayed"]
+
+
 # Concatenation.
 
 
@@ -185,12 +197,13 @@ class Blindfold(Trainer):
 
 def test_blindfold(rejects, judge):
     """The largest updates are all sound, and so is the verdict on them: it claims nothing. Drawn segments find it."""
-    blind = ask(Blindfold().run(opened=()), TOP)
-    assert set(blind.segments) <= {0, 2, 4}
+    records = Blindfold().run(opened=())
+    blind = ask(records, Rules(top=3))
+    assert blind.segments == (0, 2, 4)
     verdict = judge(Blindfold().run(opened=blind.segments), challenge=blind)
     assert verdict.decision is Decision.ACCEPT
     assert [each["p"] for each in verdict.power.as_json()["detection"]] == [0.0, 0.0, 0.0]
-    drawn = ask(Blindfold().run(opened=()), TOP, random=1)
+    drawn = ask(records, Rules(top=3), random=1)
     assert len({1, 3} & set(drawn.segments)) == 1
     assert rejects(Blindfold().run(opened=drawn.segments), challenge=drawn) == REPLAY
 

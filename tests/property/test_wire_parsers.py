@@ -123,7 +123,7 @@ def test_no_flipped_byte_of_a_bundle_or_challenge_is_accepted() -> None:
             changed = valid[:at] + bytes([valid[at] ^ 1]) + valid[at + 1 :]
             # A challenge's origin and rules are not part of what its nonce draws from: others are another challenge.
             origin = valid.index(tiny_run.ORIGIN.encode()) if name == "challenge" else -1
-            rules = valid.index(challenge.NONCE) + len(challenge.NONCE)
+            rules = valid.index(challenge.NONCE) + len(challenge.NONCE) if name == "challenge" else -1
             if name == "challenge" and (origin <= at < origin + len(tiny_run.ORIGIN) or rules <= at < rules + 3):
                 continue
             assert not accepted(again, changed), (name, at)
