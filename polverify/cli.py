@@ -124,6 +124,8 @@ def check(
     remote = is_archive(bundle)
     if segment and not remote:
         raise UsageError("--segment", expected="a static archive as --bundle", got=bundle)
+    if audit is Audit.FULL and remote:
+        raise UsageError("--audit full", expected="a bundle from polstore prove --audit", got="a static archive")
     with terminal.progress() as progress, terminal.recipe_at_work():
         request = Request(
             signed_root=read_file(signed_root, MAX_NOTE),

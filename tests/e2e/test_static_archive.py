@@ -198,6 +198,7 @@ def test_publishing_by_command_line(made, shell, tmp_path):
         (2, "www", ("--segment", "40"), "segments to open"),
         (2, "www", ("--segment", "-1"), "segments to open"),
         (2, "root", ("--segment", "1"), "--segment: expected a static archive"),
+        (2, "www", ("--segment", "1", "--audit", "full"), "--audit full: expected a bundle"),
         (4, "www", ("--segment", "1", "--max-bytes", "9000"), "too much to fetch"),
         (2, "st", ("--segment", "1"), "--segment: expected a static archive"),
         (4, "st", (), "no bundle"),
