@@ -279,8 +279,7 @@ def _element(tensor: Any, item: int, partner: int) -> int:
         whole = ((_ordered(partner, 32, dtype) >> 17) + step << 17) & 0xFFFFFFFF
         return (whole ^ 0x7FFFFFFF if whole >> 31 else whole) & 0xFFFE0000
     if encoding == ROUNDED_DIFFERENCE:
-        whole = (_ordered(_round_mantissa(partner), 32, dtype) >> 13) + step << 13
-        whole &= 0xFFFFFFFF
+        whole = ((_ordered(partner, 32, dtype) >> 13) + step << 13) & 0xFFFFFFFF
         return (whole ^ 0x7FFFFFFF if whole >> 31 else whole) & 0xFFFFE000
     whole = _ordered(partner, width, dtype) + step & (1 << width) - 1
     return whole ^ ((1 << (width - 1)) - 1) if dtype in FLOATS and whole >> (width - 1) else whole

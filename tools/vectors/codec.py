@@ -189,6 +189,7 @@ def _stored() -> list[Case]:
     return [
         _case("stored-example", "the worked example", good, base, frames),
         _case("stored-every-encoding", "six encodings, 7 dtypes", many.encode(), many_base, many_frames),
+        _case("stored-rounded", "against a base whose low 13 bits count for nothing", *_rounded()),
         _case("stored-compact", "the encodings of compact-writeback", *_compact()),
         _case("stored-compact-example", "the worked example of compact-writeback", *_compact_example()),
         _case("stored-compact-overflow", "a step of 2^124 times 16 384, of which nothing comes", *_steps_overflow()),
@@ -246,6 +247,13 @@ def _all_encodings(step: int) -> Snapshot:
         ),
         SCALARS,
     )
+
+
+def _rounded() -> tuple[bytes, Snapshot, dict[bytes, bytes]]:
+    base = Snapshot((_floats(SECOND, [0x322BDFFF, 0x322BDFFF, 0xFFFFFFFF, 0x80000001]),), SCALARS)
+    live = Snapshot((_floats(SECOND, [0x322BCC77, 0x322BF000, 0x322BCC77, 0x00000001]),), SCALARS)
+    record, frames, _ = encode(live, base, FIDELITY)
+    return record.encode(), base, frames
 
 
 def _compact() -> tuple[bytes, Snapshot, dict[bytes, bytes]]:
