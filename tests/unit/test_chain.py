@@ -310,7 +310,7 @@ def test_a_base_that_was_only_used_is_not_handed_out_damaged(stored) -> None:
     stored.frames[frame] = good[:1] + bytes((good[1] ^ 1,)) + good[2:]  # of the tensor's first element
     held = stored.chain(kept=4)
     assert held.get(digests[1]).digest() == digests[1]
-    with pytest.raises(MalformedError, match="decoded tensor optimizer/0/exp_avg,"):
+    with pytest.raises(MalformedError, match="decoded tensor optimizer/0/exp_avg:"):
         held.get(digests[0])
 
 
