@@ -141,7 +141,10 @@ def prove(run: Run, segments: Sequence[int], size: int | None = None) -> Proof:
     samples: set[int] = set()
     for index in wanted:
         samples |= Steps.parse(run.blob(records[index].steps)).samples()
-    stored = _stored_snapshots(run, _needed_states(records, wanted))
+    states = _needed_states(records, wanted)
+    if manifest.initial.kind != "seed":
+        states.add(manifest.initial.state)  # nobody can rebuild it, and a verifier looks at its tensors
+    stored = _stored_snapshots(run, states)
     for snapshot in stored.values():
         blobs |= set(snapshot.blobs)
     bundle = Bundle(

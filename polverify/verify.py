@@ -211,7 +211,7 @@ class _Verification:
         return Outcome.PASSED, f"run {manifest.run}, recipe {manifest.recipe.digest.hex()[:16]}"
 
     def initial_state(self) -> tuple[Outcome, str]:
-        """[check 5] The initial state is what the seed gives."""
+        """[check 5] The initial state is what the seed gives, a parent's, or drawn as initial weights are."""
         narrow(self.manifest.environment)
         from polverify.replay.session import Session  # loads torch, which must not happen sooner
 
@@ -226,13 +226,26 @@ class _Verification:
             raise RecipeError("optimizer's hyperparameters", expected=declared, got=self.session.hyperparameters)
         initial = self.manifest.initial
         if initial.kind != "seed":
-            return Outcome.UNDECIDED, f"declared as {initial.kind}, which cannot be checked yet"
+            return self.initial_tensors()
         if self.session.initial_state == initial.state:
             return Outcome.PASSED, "rebuilt from the seed, state digests are equal"
         differences = self.session.differences(self.manifest.environment)
         if differences:
             return Outcome.UNDECIDED, "another environment class: " + "; ".join(differences)
         raise ReplayError("initial state rebuilt from the seed", expected=initial.state, got=self.session.initial_state)
+
+    def initial_tensors(self) -> tuple[Outcome, str]:
+        """[check 5] An initial state that the seed does not give, tensor by tensor."""
+        from polverify.initial import Rebuilt, check_tensors  # loads scipy, which no other check needs
+
+        committed = self.states.get(self.manifest.initial.state)
+        if self.manifest.initial.kind == "parent":
+            return Outcome.UNDECIDED, "declared as parent, which cannot be checked yet"
+        outcome, detail, warnings = check_tensors(
+            committed, Rebuilt(self.session.initial_entries, self.session.initial_scalars)
+        )
+        self.warnings.extend(warnings)
+        return outcome, detail
 
     def continuity(self) -> tuple[Outcome, str]:
         """[check 6] All segment records join up into one run."""
@@ -276,6 +289,8 @@ class _Verification:
             wanted |= {record.start_state, record.end_state}
             if record.base_step is not None:
                 wanted.add(state_at(self.records, record.base_step))
+        if self.manifest.initial.kind != "seed":
+            wanted.add(self.manifest.initial.state)  # for check 5
         needed = self.states.closure(wanted) | {record.steps for record in opened}
         needed.add(self.manifest.optimizer.hyperparameters)
         carried = {digest for digest, _ in bundle.blobs}

@@ -51,6 +51,8 @@ class Session:
         self._live = LiveState(self._training.model, self._training.optimizer, self._training.extras)
         initial = self._live.capture(0)
         self.initial_state = initial.digest()
+        self.initial_entries = {entry.name: entry for entry in initial.entries()}
+        self.initial_scalars = initial.scalars
         self.state_bytes = initial.nbytes
         self.hyperparameters = hashlib.sha256(canonical.encode(hyperparameters(self._training.optimizer))).digest()
 
