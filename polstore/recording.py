@@ -17,6 +17,7 @@ import torch
 
 from polstore.adapters.torch_loader import Position
 from polstore.codec.live.environment import detect, make_deterministic
+from polstore.codec.live.order import follows_seed
 from polstore.codec.live.randomness import seed_all
 from polstore.codec.live.recipe import RecipeFile
 from polstore.codec.live.samples import dataset_hashes
@@ -123,7 +124,7 @@ def record(
         recipe=reference,
         seed=_seed_of(Path(store), run, seed, resume=resume),
         initial=initial,
-        sampler="free" if loader is None else "seed",
+        sampler=_sampler(loader),
         device=device,
     )
     data = dataset if dataset is not None else loader.dataset if loader is not None else None
@@ -161,7 +162,7 @@ def record_recipe(
         recipe=Recipe("file", recipe.digest, _config(config)),
         seed=derived,
         initial="seed",
-        sampler="seed",
+        sampler=_sampler(training.loader),
         device=device,
     )
     recorder = _start(
@@ -287,6 +288,11 @@ def _resumed(
     live.restore(snapshot)
     row = writer.row
     return writer, Position(row.epoch, row.batch, row.number), step
+
+
+def _sampler(loader: Any) -> str:
+    """Return what is declared of the order of samples."""
+    return "seed" if loader is not None and follows_seed(loader.batch_sampler) else "free"
 
 
 def _commit_dataset(dataset: Any, salt: bytes, progress: Callable[[int, int], None]) -> tuple[Dataset, bytes]:

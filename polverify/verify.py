@@ -305,7 +305,25 @@ class _Verification:
             self.session.sample_hash,
             lambda done, total: self.request.progress("hashing samples", done, total),
         )
-        return Outcome.PASSED, f"{len(used)} samples of {self.manifest.dataset.size}, {len(wanted)} snapshots"
+        return (
+            Outcome.PASSED,
+            f"{len(used)} samples of {self.manifest.dataset.size}, {self.order()}, {len(wanted)} snapshots",
+        )
+
+    def order(self) -> str:
+        """[check 9] The order of samples is the one that the seed gives, where that was declared."""
+        if self.manifest.sampler != "seed":
+            self.warnings.append("the order of samples was the prover's free choice")
+            return "their order free"
+        left_out = self.session.check_order([self.steps[segment.index] for segment in self.file.bundle.opened])
+        if left_out is None:
+            self.warnings.append(
+                "the order of samples was not re-derived: the recipe's sampler is none of PyTorch's own"
+            )
+            return "their order not re-derived"
+        if left_out:
+            self.warnings.append(f"{left_out} batches of the order were left out: the loop broke off a pass")
+        return "their order re-derived from the seed"
 
     def replay(self) -> tuple[Outcome, str]:
         """[check 10] Training each opened segment again leads to the committed state, bit for bit."""

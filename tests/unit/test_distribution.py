@@ -165,8 +165,8 @@ def test_long_tensors_are_tested_in_parts(monkeypatch):
 
 def test_value_beyond_the_range_of_a_uniform_member():
     torch.manual_seed(7)
-    values = torch.empty(40, 25).uniform_(-0.2, 0.2)  # 1/sqrt(25)
-    assert one(values.numpy(), (40, 25)).p_value > 0.01
+    values = torch.empty(400, 25).uniform_(-0.2, 0.2)  # 1/sqrt(25)
+    assert one(values.numpy(), (400, 25)).p_value > 0.01
     values[3, 4] = 0.21
-    found = one(values.numpy(), (40, 25))
+    found = one(values.numpy(), (400, 25))
     assert found.p_value < 1e-6
