@@ -10,12 +10,14 @@ import secrets
 import sys
 import warnings
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from polstore.adapters.torch_loader import Position
+from polstore.ancestry import ParentState, find_parent
 from polstore.codec.live.environment import detect, make_deterministic
 from polstore.codec.live.order import follows_seed
 from polstore.codec.live.randomness import seed_all
@@ -31,6 +33,7 @@ from polstore.run_writer import RunWriter
 from polstore.storage.keys import check_run_name
 from polstore.storage.store import open_store
 from polstore.wire import canonical, merkle
+from polstore.wire.lineage import names_blob
 from polstore.wire.manifest import MAX_EVERY, Dataset, Initial, Manifest, Optimizer, Recipe
 from polstore.wire.randomness import SEED_SIZE, Stream, stream_seed
 
@@ -79,6 +82,8 @@ def record(
     config: Mapping[str, Any] | None = None,
     seed: bytes | int | None = None,
     initial: str = "distribution",
+    parent: Path | str | None = None,
+    parent_root: bytes | None = None,
     fidelity: str = FIDELITIES[0],
     dataset: Any = None,
     resume: bool = False,
@@ -100,6 +105,9 @@ def record(
         config: what the verifier's ``build`` is to be called with.
         seed: 32 bytes or a number from which all randomness is derived; fresh if None.
         initial: ``seed`` if the model was built right after `seed_initial` with this seed, else ``distribution``.
+        parent: ``STORE`` or ``STORE:RUN``, a signed run whose last snapshot this one starts from: parameters and
+            buffers of the same name, shape and dtype are put into the model. The rest is as it was built.
+        parent_root: the signed root of the parent to start under; its newest one if None.
         fidelity: ``float16-writeback`` or ``lossless``.
         dataset: what to commit to; the loader's dataset if None.
         resume: go on from the run's last snapshot, which is put into the live objects; begin if there is no such run.
@@ -126,6 +134,7 @@ def record(
         initial=initial,
         sampler=_sampler(loader),
         device=device,
+        parent=None if parent is None else find_parent(parent, parent_root),
     )
     data = dataset if dataset is not None else loader.dataset if loader is not None else None
     return _start(Path(store), live, loader, data, declaration, resume=resume, sync=sync, progress=progress)
@@ -139,13 +148,15 @@ def record_recipe(
     run: str,
     config: Mapping[str, Any] | None = None,
     seed: bytes | int | None = None,
+    parent: Path | str | None = None,
+    parent_root: bytes | None = None,
     fidelity: str = FIDELITIES[0],
     device: str = "cpu",
     resume: bool = False,
     sync: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Recorder, Training, LoadedRecipe]:
-    """Build what a recipe describes and begin to record it; the initial state then follows from the seed.
+    """Build what a recipe describes and begin to record it; what no parent gives then follows from the seed.
 
     Arguments and errors as for `record`. Returns the recorder, not yet entered, with what to hand to `Recorder.train`.
     """
@@ -164,6 +175,7 @@ def record_recipe(
         initial="seed",
         sampler=_sampler(training.loader),
         device=device,
+        parent=None if parent is None else find_parent(parent, parent_root),
     )
     recorder = _start(
         Path(store),
@@ -192,6 +204,7 @@ class _Declaration:
         initial: str,
         sampler: str,
         device: str,
+        parent: ParentState | None = None,
     ) -> None:
         if fidelity not in FIDELITIES:
             raise UsageError("unknown fidelity", expected=" or ".join(FIDELITIES), got=fidelity)
@@ -207,9 +220,24 @@ class _Declaration:
         self.initial = initial
         self.sampler = sampler
         self.device = device
+        self.parent = parent
 
-    def manifest(self, live: LiveState, dataset: Dataset, state: bytes) -> tuple[Manifest, bytes]:
+    def inherit(self, live: LiveState) -> tuple[str, ...]:
+        """Put the parent's tensors into the live model and return their names; raises `TrainingError` if none fits."""
+        if self.parent is None:
+            return ()
+        names = live.inherit(self.parent.snapshot)
+        if not names:
+            raise TrainingError(f"no tensor of {self.parent.origin} fits this model", expected="one or more", got=0)
+        return names
+
+    def manifest(
+        self, live: LiveState, dataset: Dataset, state: bytes, inherited: tuple[str, ...]
+    ) -> tuple[Manifest, bytes]:
         """Return the manifest and the blob of hyperparameters that it refers to."""
+        initial = Initial(self.initial, state)
+        if self.parent is not None:
+            initial = Initial("parent", state, self.parent.reference(inherited))
         hypers = canonical.encode(hyperparameters(live.optimizer))
         kind = type(live.optimizer)
         optimizer = Optimizer(f"{kind.__module__}.{kind.__qualname__}", hashlib.sha256(hypers).digest())
@@ -220,7 +248,7 @@ class _Declaration:
             optimizer=optimizer,
             seed=self.seed,
             sampler=self.sampler,
-            initial=Initial(self.initial, state),
+            initial=initial,
             environment=detect(self.device),
             fidelity=self.fidelity,
             every=self.every,
@@ -238,6 +266,13 @@ class _Declaration:
         ):
             if expected != got:
                 raise UsageError(f"run {self.run} was declared with another {what}", expected=expected, got=got)
+        declared = manifest.initial.parent
+        if self.parent is not None and (
+            declared is None or replace(self.parent.reference(()), inherited=declared.inherited) != declared
+        ):
+            raise UsageError(
+                f"run {self.run} was declared with another parent", expected=declared, got=self.parent.root
+            )
 
 
 def _start(
@@ -269,12 +304,14 @@ def _created(
 ) -> tuple[RunWriter, Position, int]:
     if declaration.recipe.kind == "none":
         warnings.warn("no recipe: this run can be signed and audited, but nobody can replay it", stacklevel=4)
+    inherited = declaration.inherit(live)
     initial = live.capture(0)
     salt = secrets.token_bytes(32)
     committed, hashes = _commit_dataset(dataset, salt, progress)
-    manifest, hypers = declaration.manifest(live, committed, initial.digest())
+    manifest, hypers = declaration.manifest(live, committed, initial.digest(), inherited)
     row = RunRow(salt, hashlib.sha256(hashes).digest(), 0, 0, 0, complete=False)
-    return RunWriter.create(store, manifest, row, initial, [hypers, hashes]), Position(), 0
+    blobs = [hypers, hashes] if declaration.parent is None else [hypers, hashes, names_blob(inherited)]
+    return RunWriter.create(store, manifest, row, initial, blobs), Position(), 0
 
 
 def _resumed(

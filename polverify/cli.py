@@ -21,7 +21,9 @@ from polstore.files import read_file, write_atomic
 from polstore.wire.challenge import MAX_BYTES as MAX_CHALLENGE
 from polstore.wire.challenge import NONCE_SIZE, Challenge
 from polstore.wire.checkpoint import open_root
+from polstore.wire.lineage import MAX_LINEAGE
 from polstore.wire.note import MAX_NOTE
+from polstore.wire.tlog_proof import MAX_FILE
 from polverify.show import claims
 from polverify.verdict import Outcome, Verdict
 from polverify.verify import Request, verify
@@ -96,6 +98,18 @@ def check(
         Path | None, typer.Option(metavar="CHALLENGE", help="The challenge that the bundle answers.")
     ] = None,
     device: Annotated[str, typer.Option(metavar="D", help="Where to replay: cpu, cuda, cuda:1.")] = "cpu",
+    lineage: Annotated[
+        Path | None, typer.Option(metavar="LINEAGE", help="Evidence for the run's parent, from polstore lineage.")
+    ] = None,
+    parent_key: Annotated[
+        Path | None, typer.Option(metavar="KEY.pub", help="Verifier keys of the parent's signer; --key if left out.")
+    ] = None,
+    parent_root: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Your own copy of the parent's signed root.")
+    ] = None,
+    parent_proof: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Inclusion proof (.tlog-proof) of that root in a ledger.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a bundle against a signed root, and say so.
@@ -103,6 +117,8 @@ def check(
     Signatures, inclusion, continuity, data, and a replay of each opened segment. Exit code: 0 ACCEPT, 1 REJECT,
     3 INCONCLUSIVE; 2 and 4 mean that there is no verdict.
     """
+    if lineage is None and (parent_key or parent_root or parent_proof):
+        raise UsageError("--parent-key, --parent-root, --parent-proof", expected="--lineage beside them", got=None)
     with terminal.progress() as progress, terminal.recipe_at_work():
         verdict = verify(
             Request(
@@ -112,6 +128,10 @@ def check(
                 recipe=RecipeFile.read(recipe),
                 challenge=None if challenge is None else _own_challenge(challenge),
                 device=device,
+                lineage=None if lineage is None else read_file(lineage, MAX_LINEAGE),
+                parent_keys=() if parent_key is None else keyfile.load_verifier_keys(parent_key),
+                parent_root=None if parent_root is None else read_file(parent_root, MAX_NOTE),
+                parent_proof=None if parent_proof is None else read_file(parent_proof, MAX_FILE),
                 progress=progress,
             )
         )

@@ -25,12 +25,15 @@ from polstore.errors import (
 )
 from polstore.wire import canonical, merkle
 from polstore.wire.checkpoint import open_root, run_origin
+from polstore.wire.lineage import Lineage
 from polstore.wire.manifest import Manifest
 from polstore.wire.steps import MAX_HYPERPARAMETERS, parse_groups
+from polstore.wire.tlog_proof import TlogProof
 from polverify.bundle_file import BundleFile
 from polverify.capability import narrow
 from polverify.continuity import check_continuity, state_at
 from polverify.data import check_samples, check_steps
+from polverify.lineage import check_link, check_parent_in_ledger
 from polverify.states import States
 from polverify.verdict import Check, Decision, Outcome, SegmentResult, Verdict
 
@@ -44,6 +47,7 @@ if TYPE_CHECKING:
     from polstore.wire.keys import VerifierKey
     from polstore.wire.segment import SegmentRecord
     from polstore.wire.steps import Steps
+    from polverify.lineage import Link
     from polverify.replay.session import Session
 
 __all__ = ["Request", "verify"]
@@ -64,6 +68,10 @@ class Request:
         recipe: the verifier's own recipe file.
         challenge: the verifier's challenge, or None to look at whatever the prover opened.
         device: where to replay.
+        lineage: the evidence for the run's parent (specs/lineage.md), or None.
+        parent_keys: the keys that must have signed the parent's root; ``keys`` if empty.
+        parent_root: the verifier's own copy of the parent's signed root, or None.
+        parent_proof: a C2SP inclusion proof file of the parent's signed root in a ledger, or None.
         progress: told (what is being done, done, in all).
     """
 
@@ -73,6 +81,10 @@ class Request:
     recipe: RecipeFile
     challenge: Challenge | None = None
     device: str = "cpu"
+    lineage: bytes | None = None
+    parent_keys: Sequence[VerifierKey] = ()
+    parent_root: bytes | None = None
+    parent_proof: bytes | None = None
     progress: Callable[[str, int, int], None] = lambda _what, _done, _total: None
 
 
@@ -238,14 +250,39 @@ class _Verification:
         """[check 5] An initial state that the seed does not give, tensor by tensor."""
         from polverify.initial import Rebuilt, check_tensors  # loads scipy, which no other check needs
 
-        committed = self.states.get(self.manifest.initial.state)
+        link, shown = None, ""
         if self.manifest.initial.kind == "parent":
-            return Outcome.UNDECIDED, "declared as parent, which cannot be checked yet"
+            if self.request.lineage is None:
+                return Outcome.UNDECIDED, "declared as parent, and no lineage was given"
+            link, shown = self.parent(self.request.lineage)
         outcome, detail, warnings = check_tensors(
-            committed, Rebuilt(self.session.initial_entries, self.session.initial_scalars)
+            self.states.get(self.manifest.initial.state),
+            Rebuilt(self.session.initial_entries, self.session.initial_scalars),
+            () if link is None else link.inherited,
         )
         self.warnings.extend(warnings)
-        return outcome, detail
+        return outcome, shown + detail
+
+    def parent(self, data: bytes) -> tuple[Link, str]:
+        """[check 5] The link to the parent holds; returns it with what to say of it."""
+        keys = self.request.parent_keys or self.request.keys
+        link = check_link(Lineage.parse(data), self.manifest, keys, self.request.parent_root)
+        at = link.root.checkpoint
+        self.claim["parent"] = {
+            "origin": at.origin,
+            "size": at.size,
+            "root": at.root.hex(),
+            "initial": link.parent.initial.kind,
+            "inherited": len(link.inherited),
+        }
+        text = f"{len(link.inherited)} tensors are those of {at.origin} after its last of {at.size - 1} segments"
+        if self.request.parent_proof is None:
+            self.warnings.append("the parent's signed root was not shown to be in a ledger")
+        else:
+            ledger = check_parent_in_ledger(link, TlogProof.parse(self.request.parent_proof), keys)
+            text += f", in the ledger {ledger}"
+        self.warnings.append("the parent's own training is for a verdict of its own; polverify chain joins them")
+        return link, text + "; "
 
     def continuity(self) -> tuple[Outcome, str]:
         """[check 6] All segment records join up into one run."""

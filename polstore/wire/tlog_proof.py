@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
     from polstore.wire.keys import VerifierKey
 
-__all__ = ["HEADER", "MAX_EXTRA", "MAX_PROOF", "TlogProof"]
+__all__ = ["HEADER", "MAX_EXTRA", "MAX_FILE", "MAX_PROOF", "TlogProof"]
 
 HEADER = "c2sp.org/tlog-proof@v1"
 MAX_PROOF = 48  # hashes; the depth of the largest tree
 MAX_EXTRA = 2**16  # bytes; as much as an entry of a tiled log
-_MAX_FILE = note.MAX_NOTE + 2 * MAX_EXTRA  # bytes
+MAX_FILE = note.MAX_NOTE + 2 * MAX_EXTRA  # bytes
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class TlogProof:
             MalformedError: not the format, a hash of another size than 32 bytes, too many of them, a note or checkpoint
                 that is none, or not in canonical form.
         """
-        if len(data) > _MAX_FILE:
-            raise MalformedError("inclusion proof file is too long", expected=f"at most {_MAX_FILE}", got=len(data))
+        if len(data) > MAX_FILE:
+            raise MalformedError("inclusion proof file is too long", expected=f"at most {MAX_FILE}", got=len(data))
         head, _, signed_root = data.partition(b"\n\n")
         try:
             lines = head.decode("ascii").split("\n")

@@ -84,6 +84,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Judge:
         keys: Any = None,
         recipe: Any = None,
         challenge: Any = None,
+        **options: Any,
     ) -> Verdict:
         if evidence is not None:
             root = evidence.root if root is None else root
@@ -92,7 +93,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Judge:
         assert data is not None
         path.write_bytes(data)
         wanted = forge.KEY.verifier_keys() if keys is None else keys
-        return verify(Request(root, wanted, path, recipe or forge.RECIPE, challenge))
+        return verify(Request(root, wanted, path, recipe or forge.RECIPE, challenge, **options))
 
     return judged
 

@@ -10,7 +10,7 @@ import polstore
 SAMPLES = 64
 
 
-def build(device, lr=0.1, momentum=0.9, optimizer="sgd", batch_size=8, hidden=12):
+def build(device, lr=0.1, momentum=0.9, optimizer="sgd", batch_size=8, hidden=12, classes=4):
     generator = torch.Generator().manual_seed(7)  # the data must not depend on the run's seed
     inputs = torch.randn(SAMPLES, 6, generator=generator)
     labels = torch.randint(0, 4, (SAMPLES,), generator=generator)
@@ -21,7 +21,7 @@ def build(device, lr=0.1, momentum=0.9, optimizer="sgd", batch_size=8, hidden=12
         nn.Dropout(0.2),
         nn.Linear(hidden, 8),
         nn.ReLU(),
-        nn.Linear(8, 4),
+        nn.Linear(8, classes),
     ).to(device)
     if optimizer == "adam":
         trained_by = torch.optim.Adam(model.parameters(), lr=lr)

@@ -58,7 +58,7 @@ class Picks(Trainer):
 def test_batches_left_out_inside_a_pass(rejects):
     numbers = [*range(4), *range(5, 15)]
     forged = Picks(fidelity="lossless").picking(numbers).run()
-    assert rejects(forged.declaring(sampler="seed")) in (DATA, 10)
+    assert rejects(forged.declaring(sampler="seed")) == DATA
 
 
 def steps(numbers, batches):
@@ -75,7 +75,7 @@ def drawn():
 def test_passes_differ_and_are_repeatable(drawn):
     sampler, batches = drawn
     assert pass_length(sampler) == 4
-    assert sorted(sum(batches[:4], [])) == list(range(20))
+    assert sorted(index for batch in batches[:4] for index in batch) == list(range(20))
     assert batches[:4] != batches[4:8]
     assert [list(batch) for batch in batches_of_pass(sampler, forge.SEED, 2)] == batches[8:12]
 
