@@ -1,10 +1,11 @@
-"""The command `polverify`: challenge, check, show.
+"""The command `polverify`: challenge, check, chain, show.
 
 Exit codes: 0 ACCEPT or fine, 1 REJECT, 2 wrong usage, 3 INCONCLUSIVE, 4 the caller's side at fault, 130 interrupted.
 """
 
 from __future__ import annotations
 
+import json
 import secrets
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +25,7 @@ from polstore.wire.checkpoint import open_root
 from polstore.wire.lineage import MAX_LINEAGE
 from polstore.wire.note import MAX_NOTE
 from polstore.wire.tlog_proof import MAX_FILE
+from polverify.chain import OwnVerdict, check_chain
 from polverify.show import claims
 from polverify.verdict import Outcome, Verdict
 from polverify.verify import Request, verify
@@ -42,6 +44,8 @@ app = typer.Typer(
 SignedRoot = Annotated[Path, typer.Argument(metavar="SIGNED_ROOT", help="Signed root, as polstore commit wrote it.")]
 Key = Annotated[Path, typer.Option(metavar="KEY.pub", help="Verifier keys of the signer.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
+
+MAX_VERDICT = 64 * 2**20  # bytes; one line for each opened segment
 
 MARKS = {
     Outcome.PASSED: ("ok", "green"),
@@ -143,6 +147,39 @@ def check(
 
 
 @app.command()
+def chain(
+    lineages: Annotated[list[Path], typer.Argument(metavar="LINEAGE...", help="Evidence for each link, in any order.")],
+    key: Annotated[list[Path], typer.Option(metavar="KEY.pub", help="Verifier keys of a signer; repeatable.")],
+    verdict: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="VERDICT", help="Your own verdict on a run, from check --json; repeatable."),
+    ] = None,
+    confidence: Annotated[float, typer.Option(metavar="P", help="Probability that the whole chain is to keep.")] = 0.99,
+    as_json: AsJson = False,
+) -> None:
+    """Follow a run's parents to the root of its lineage, and say what the whole chain is worth.
+
+    Links are verified here; verdicts are believed, so give none but your own. Exit code: 0 ACCEPT, 1 REJECT,
+    3 INCONCLUSIVE; 2 and 4 mean that there is no verdict.
+    """
+    found = check_chain(
+        [read_file(path, MAX_LINEAGE) for path in lineages],
+        [item for path in key for item in keyfile.load_verifier_keys(path)],
+        [_own_verdict(path) for path in verdict or []],
+        confidence=confidence,
+    )
+    if as_json:
+        terminal.emit_json(found.as_json())
+    else:
+        terminal.emit(f"{found.decision.name}: {terminal.text(found.reason)}")
+        for line in found.lines():
+            terminal.emit(terminal.text(line))
+        for warning in found.warnings:
+            terminal.emit(f"note: {terminal.text(warning)}")
+    raise typer.Exit(found.decision.value)
+
+
+@app.command()
 def show(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Signed root, bundle or challenge.")],
     as_json: AsJson = False,
@@ -167,6 +204,15 @@ def _own_challenge(path: Path) -> Challenge:
         return Challenge.parse(read_file(path, MAX_CHALLENGE))
     except ProofError as error:
         raise CallerError(f"challenge {path}: {error}") from error
+
+
+def _own_verdict(path: Path) -> OwnVerdict:
+    """Read a verdict of the caller's own; raises `CallerError`."""
+    try:
+        value = json.loads(read_file(path, MAX_VERDICT))
+    except (ValueError, RecursionError) as error:
+        raise CallerError(f"{path} is no verdict of polverify check --json: {error}") from error
+    return OwnVerdict.from_json(value, str(path))
 
 
 def _nonce(text: str | None) -> bytes:

@@ -15,14 +15,16 @@ from polstore.prover import commit, prove
 from polstore.reader import open_archive
 from polstore.recording import record_recipe, seed_initial
 from polstore.storage.store import open_store
-from polstore.wire.checkpoint import Checkpoint, sign_root
+from polstore.wire.checkpoint import Checkpoint, parse_text, sign_root
 from polstore.wire.ledger import LedgerLeaf
 from polstore.wire.lineage import Lineage
 from polstore.wire.manifest import Initial
 from polstore.wire.merkle import root as tree_root
+from polstore.wire.note import parse as parse_note
 from polstore.wire.segment import SegmentRecord
 from polstore.wire.state import TensorEntry
 from polstore.wire.tlog_proof import TlogProof
+from polverify.chain import OwnVerdict, check_chain
 from polverify.initial import WEAK
 from polverify.verdict import Decision, Outcome
 from tests.attacks import forge
@@ -251,3 +253,79 @@ def test_a_new_head_that_is_not_the_seeds_is_tested_and_labelled(family, judge, 
 
     proof, claimed = Heir(config={"classes": 5}).of(family, bent).claim()
     assert rejects(proof, lineage=claimed) == INITIAL
+
+
+# Chains.
+
+
+def own(link_root, decision="ACCEPT", drawn=2):
+    """A verdict as `polverify check --json` prints one, on the run with this signed root."""
+    at = parse_text(parse_note(link_root).text)
+    segments = at.size - 1
+    claim = {"origin": at.origin, "size": at.size, "root": at.root.hex(), "segments": segments}
+    power = {"segments": segments, "drawn": drawn, "population": segments - 2}
+    value = {"schema": "polverify/verdict/v2", "decision": decision, "claim": claim, "power": power}
+    return OwnVerdict.from_json(value, "verdict")
+
+
+@pytest.fixture
+def links(family):
+    return [family.link.encode(), family.above.encode()]
+
+
+@pytest.fixture
+def verdicts(family):
+    return [own(root) for root in (family.above.child_root, family.link.child_root, family.link.parent_root)]
+
+
+KEYS = KEY.verifier_keys()
+
+
+def test_chain_to_the_root_of_the_lineage(links, verdicts):
+    for given in (links, links[::-1]):
+        chain = check_chain(given, KEYS, verdicts)
+        assert chain.decision is Decision.ACCEPT, chain.reason
+        assert [run.origin.rpartition("/")[2] for run in chain.runs] == ["third", "second", "first"]
+        assert [run.initial for run in chain.runs] == ["parent", "parent", "seed"]
+        (one, *_) = chain.as_json()["probability"]
+        assert one["weakest"] == pytest.approx(2 / 3)
+        assert one["chain"] == pytest.approx((2 / 3) ** 3)
+        assert one["any"] == pytest.approx(1 - (1 / 3) ** 3)
+        assert one["needed"] == [3, 3, 3]
+        assert len(chain.lines()) == 7
+
+
+def test_chain_with_a_link_missing(links, verdicts):
+    chain = check_chain(links[1:], KEYS, verdicts[:2])
+    assert chain.decision is Decision.INCONCLUSIVE
+    assert "has a parent, and no link to it was given" in chain.reason
+
+
+def test_chain_without_all_verdicts(links, verdicts):
+    for missing in range(3):
+        given = verdicts[:missing] + verdicts[missing + 1 :]
+        chain = check_chain(links, KEYS, given)
+        assert chain.decision is Decision.INCONCLUSIVE
+        assert not chain.as_json()["probability"]
+
+
+@pytest.mark.parametrize("decision", ["REJECT", "INCONCLUSIVE"])
+def test_chain_with_a_run_that_was_not_accepted(family, links, verdicts, decision):
+    verdicts[1] = own(family.link.child_root, decision)
+    assert check_chain(links, KEYS, verdicts).decision is Decision[decision]
+
+
+def test_chain_with_a_verdict_on_something_else(links, verdicts):
+    with pytest.raises(UsageError, match="not in the chain"):
+        check_chain(links, KEYS, [*verdicts, replace(verdicts[0], root="00" * 32)])
+    with pytest.raises(UsageError, match="links of a chain"):
+        check_chain([], KEYS)
+
+
+def test_chain_with_a_false_link(family, links, verdicts):
+    for edit in set(EDITS) - {"the parent of another"}:
+        assert check_chain([EDITS[edit](family).encode(), links[1]], KEYS, verdicts).decision is Decision.REJECT
+    assert check_chain([links[0], links[0]], KEYS).decision is Decision.REJECT
+    assert check_chain(links, OTHER_KEY.verifier_keys()).decision is Decision.REJECT
+    forged = replace(family.link, child_root=family.above.child_root).encode()
+    assert check_chain([forged, links[1]], KEYS).decision is Decision.REJECT
