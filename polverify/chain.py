@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from itertools import pairwise
-
 from typing import TYPE_CHECKING, Any
 
 from polstore.errors import CallerError, ContinuityError, ProofError, UsageError

@@ -14,7 +14,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also runs as a plain script
 
-from tools.checker import bundle, canonical, challenge, codec, merkle, run_records, signed_root, state_digest
+from tools.checker import bundle, canonical, challenge, codec, lineage, merkle, run_records, signed_root, state_digest
 from tools.checker.faults import MismatchError, RefusedError
 
 FORMATS = {
@@ -22,6 +22,7 @@ FORMATS = {
     "canonical": canonical.check,
     "challenge": challenge.check,
     "codec": codec.check,
+    "lineage": lineage.check,
     "merkle": merkle.check,
     "run_records": run_records.check,
     "signed_root": signed_root.check,

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from tools.checker import merkle
 from tools.checker.faults import Case, refuse, require, same
 
-__all__ = ["check"]
+__all__ = ["Key", "check", "open_root", "parse_checkpoint", "parse_key", "parse_note", "parse_proof", "verify"]
 
 PRIME = 2**255 - 19
 D = -121665 * pow(121666, -1, PRIME) % PRIME
@@ -46,7 +46,9 @@ def _key_name(name: str) -> None:
 
 
 @dataclass(frozen=True)
-class _Key:
+class Key:
+    """A verifier key."""
+
     name: str
     type: int
     public: bytes
@@ -54,17 +56,19 @@ class _Key:
 
     @property
     def key_id(self) -> bytes:
+        """What names the key in a signature line."""
         return sha256(self.name.encode() + b"\n" + bytes([self.type]) + self.public).digest()[:4]
 
 
-def _key(line: str) -> _Key:
+def parse_key(line: str) -> Key:
+    """Parse a verifier key line."""
     parts = line.split("+", 2)
     _formed(len(parts) == 3, "verifier key")
     name, key_id, typed = parts
     data = _base64(typed)
     _key_name(name)
     _formed(len(data) == 33 and data[0] in (1, 4), "type and size of a public key")
-    key = _Key(name, data[0], data[1:], line)
+    key = Key(name, data[0], data[1:], line)
     _formed(key_id == key.key_id.hex(), "key id")
     _public_key(key.public)
     return key
@@ -88,7 +92,7 @@ def _public_key(public: bytes) -> None:
     _formed((x, y) != (0, 1), "public key of small order")
 
 
-def _note(data: bytes) -> tuple[str, list[tuple[str, bytes]]]:
+def parse_note(data: bytes) -> tuple[str, list[tuple[str, bytes]]]:
     """Return the text and the signatures as (key name, key id and signature)."""
     _formed(len(data) <= 2**20, "size of a note")
     try:
@@ -111,7 +115,7 @@ def _note(data: bytes) -> tuple[str, list[tuple[str, bytes]]]:
     return whole[: cut + 1], signatures
 
 
-def _verify(text: str, signatures: list[tuple[str, bytes]], keys: list[_Key]) -> list[tuple[str, int | None]]:
+def verify(text: str, signatures: list[tuple[str, bytes]], keys: list[Key]) -> list[tuple[str, int | None]]:
     """Return the lines of the keys that signed, each with its timestamp."""
     signers: list[tuple[str, int | None]] = []
     for name, blob in signatures:
@@ -136,7 +140,8 @@ def _verify(text: str, signatures: list[tuple[str, bytes]], keys: list[_Key]) ->
     return signers
 
 
-def _checkpoint(text: str) -> tuple[str, int, bytes]:
+def parse_checkpoint(text: str) -> tuple[str, int, bytes]:
+    """Return origin, size and root."""
     lines = text.split("\n")
     _formed(len(lines) >= 4 and lines.pop() == "" and all(lines), "lines of a checkpoint")
     _formed(len(lines[0]) <= 1024, "origin")
@@ -146,30 +151,34 @@ def _checkpoint(text: str) -> tuple[str, int, bytes]:
     return lines[0], size, root
 
 
-def _open(data: bytes, keys: list[_Key]) -> tuple[str, int, bytes, int | None]:
-    text, signatures = _note(data)
-    origin, size, root = _checkpoint(text)
+def open_root(data: bytes, keys: list[Key]) -> tuple[str, int, bytes, int | None]:
+    """Return origin, size, root and time of what all keys have signed."""
+    text, signatures = parse_note(data)
+    origin, size, root = parse_checkpoint(text)
     for key in keys:
         owned = origin == key.name or (origin.startswith(key.name + "/") and origin != key.name + "/")
         _signed(owned, "origin under another name")
-    signers = _verify(text, signatures, keys)
+    signers = verify(text, signatures, keys)
     _signed(len(signers) == len(keys), "a key has not signed")
     return origin, size, root, max((time for _, time in signers if time is not None), default=None)
 
 
-def _proof(data: bytes) -> tuple[int, list[bytes], bytes]:
+def parse_proof(data: bytes) -> tuple[int, list[bytes], bytes, bytes | None]:
+    """Return index, hashes, signed root and extra data of an inclusion proof file."""
     head, _, signed_root = data.partition(b"\n\n")
     lines = head.decode("utf-8", "replace").split("\n")
     _formed(lines.pop(0) == "c2sp.org/tlog-proof@v1", "header")
+    extra = None
     if lines and lines[0].startswith("extra "):
-        _formed(1 <= len(_base64(lines.pop(0)[6:])) <= 2**16, "extra data")
+        extra = _base64(lines.pop(0)[6:])
+        _formed(1 <= len(extra) <= 2**16, "extra data")
     _formed(lines and lines[0].startswith("index "), "index")
     index = _decimal(lines.pop(0)[6:], 2**48)
     _formed(len(lines) <= 48, "number of hashes")
     hashes = [_base64(line) for line in lines]
     _formed(all(len(item) == 32 for item in hashes), "size of a hash")
-    _checkpoint(_note(signed_root)[0])
-    return index, hashes, signed_root
+    parse_checkpoint(parse_note(signed_root)[0])
+    return index, hashes, signed_root, extra
 
 
 def _public_line(name: str, kind: int, seed: bytes) -> str:
@@ -181,7 +190,7 @@ def _public_line(name: str, kind: int, seed: bytes) -> str:
 def check(case: Case) -> None:
     """Check one case."""
     if case["kind"] == "verifier_key":
-        key = _key(case["line"])
+        key = parse_key(case["line"])
         same("key", (key.name, key.type, key.public.hex()), (case["name"], case["type"], case["public"]))
         return
     if case["kind"] == "signing_key":
@@ -190,19 +199,19 @@ def check(case: Case) -> None:
         derived = hmac.digest(extracted, b"polstore cosignature v1\n" + name.encode() + b"\1", "sha256")
         same("keys", [_public_line(name, 1, seed), _public_line(name, 4, derived)], case["keys"])
         return
-    keys = [_key(line) for line in case["keys"]]
+    keys = [parse_key(line) for line in case["keys"]]
     data = bytes.fromhex(case["hex"]) if "hex" in case else case["text"].encode()
     if case["kind"] == "note":
-        text, signatures = _note(data)
-        same("signers", [list(signer) for signer in _verify(text, signatures, keys)], case["signers"])
+        text, signatures = parse_note(data)
+        same("signers", [list(signer) for signer in verify(text, signatures, keys)], case["signers"])
     elif case["kind"] == "signed_root":
-        origin, size, root, time = _open(data, keys)
+        origin, size, root, time = open_root(data, keys)
         stated = (case["origin"], case["size"], case["root"], case["timestamp"])
         same("signed root", (origin, size, root.hex(), time), stated)
     else:
         same("kind", case["kind"], "tlog_proof")
-        index, proof, signed_root = _proof(data)
-        origin, size, root, _ = _open(signed_root, keys)
+        index, proof, signed_root, _ = parse_proof(data)
+        origin, size, root, _ = open_root(signed_root, keys)
         merkle.inclusion(bytes.fromhex(case["leaf"]), index, size, proof, root)
         stated = (case["origin"], case["size"], case["root"], case["index"])
         same("proof", (origin, size, root.hex(), index), stated)

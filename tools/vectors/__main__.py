@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tools.vectors import bundle, canonical, challenge, codec, merkle, run_records, signed_root, state_digest
+from tools.vectors import bundle, canonical, challenge, codec, lineage, merkle, run_records, signed_root, state_digest
 
 if TYPE_CHECKING:
     from tools.vectors.cases import File
@@ -18,6 +18,7 @@ MODULES = {  # file name in specs/vectors, without .json: the module that makes 
     "canonical": canonical,
     "challenge": challenge,
     "codec": codec,
+    "lineage": lineage,
     "merkle": merkle,
     "run_records": run_records,
     "signed_root": signed_root,
