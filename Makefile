@@ -8,7 +8,7 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/python -m tools.demo
 
-test: .venv/installed
+test: .venv/installed .venv/witness
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -20,6 +20,13 @@ test: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[demo,test]'
+	touch $@
+
+# The tests of the witness protocol run it against a witness that is not ours.
+.venv/witness: .venv/installed tests/interop/witness-requirements.txt
+	rm -rf $@
+	$(BIN)/python -m pip install -q --disable-pip-version-check --target $@ --no-deps --require-hashes \
+	  --only-binary=:all: --ignore-requires-python -r tests/interop/witness-requirements.txt
 	touch $@
 
 clean:

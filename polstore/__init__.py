@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from polstore.codec.live.recipe import Training
     from polstore.codec.snapshot import Snapshot, Tensor
     from polstore.errors import PolstoreError
+    from polstore.ledger import Ledger
     from polstore.prover import commit, prove
     from polstore.reader import Archive, Run
     from polstore.reader import open_archive as open  # noqa: A004 # what archive tooling calls it
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Archive",
+    "Ledger",
     "PolstoreError",
     "Recorder",
     "Run",
@@ -47,6 +49,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Archive": ("polstore.reader", "Archive"),
+    "Ledger": ("polstore.ledger", "Ledger"),
     "PolstoreError": ("polstore.errors", "PolstoreError"),
     "Recorder": ("polstore.recorder", "Recorder"),
     "Run": ("polstore.reader", "Run"),

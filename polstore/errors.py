@@ -5,6 +5,8 @@
     │   ├── MalformedError             bytes that are not what the format says
     │   ├── SignatureError             a note without the signatures that were asked for
     │   ├── MerkleError                an inclusion or consistency proof that does not fit its root
+    │   ├── LedgerError                a log that was rolled back, or shows two views
+    │   ├── TimestampError             a time-stamping token that does not hold, or times that cannot both be true
     │   ├── ContinuityError            records that do not join up into one run
     │   ├── ChallengeError             not the segments that were asked for
     │   ├── DataError                  training samples other than the committed ones
@@ -18,6 +20,8 @@
         ├── FullError                  no room left on the device
         ├── DamagedError               a store whose own bytes do not hash to what they should
         ├── KeyFileError               a key file that cannot be used
+        ├── ServiceError               a witness or time authority that does not answer, or not as it should
+        │   └── StaleError             a witness that has cosigned another size before
         └── TrainingError              a training loop or state that cannot be recorded
 
 Exit code 3 (INCONCLUSIVE) is a verdict and never an error. Foreign exceptions are wrapped where bytes are parsed or
@@ -35,6 +39,7 @@ __all__ = [
     "ExistsError",
     "FullError",
     "KeyFileError",
+    "LedgerError",
     "LockedError",
     "MalformedError",
     "MerkleError",
@@ -43,7 +48,10 @@ __all__ = [
     "ProofError",
     "RecipeError",
     "ReplayError",
+    "ServiceError",
     "SignatureError",
+    "StaleError",
+    "TimestampError",
     "TrainingError",
     "UsageError",
 ]
@@ -89,6 +97,14 @@ class SignatureError(ProofError):
 
 class MerkleError(ProofError):
     """An inclusion or consistency proof that does not lead to the root."""
+
+
+class LedgerError(ProofError):
+    """A log that was rolled back, shows two views of itself, or lies about its time."""
+
+
+class TimestampError(ProofError):
+    """A time-stamping token that does not hold, or times that cannot both be true."""
 
 
 class ContinuityError(ProofError):
@@ -143,6 +159,22 @@ class DamagedError(CallerError):
 
 class KeyFileError(CallerError):
     """A key file that cannot be used."""
+
+
+class ServiceError(CallerError):
+    """A witness or time authority that does not answer, or not as it should."""
+
+
+class StaleError(ServiceError):
+    """A witness that has cosigned a head of another size before.
+
+    Attributes:
+        size: that size.
+    """
+
+    def __init__(self, message: str, *, size: int, got: int) -> None:
+        super().__init__(message, expected=size, got=got)
+        self.size = size
 
 
 class TrainingError(CallerError):

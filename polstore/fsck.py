@@ -1,5 +1,6 @@
-"""Checking a whole store: every blob, record, tree node, snapshot and signed root, and what each damage costs.
+"""Checking a whole store: every page, blob, record, node, snapshot and signed root, the ledger, and what damage costs.
 
+LMDB is kept out of it, since it may crash on a damaged page: the data file is read by `polstore.storage.survey`.
 Changes nothing. Hashes are checked, signatures are not: that needs a key and is polverify's part.
 """
 
@@ -9,7 +10,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from polstore.errors import DamagedError, MissingError
+from polstore.ledger_audit import audit
 from polstore.reader import Run
+from polstore.storage.survey import survey
 from polstore.wire import merkle
 
 if TYPE_CHECKING:
@@ -35,11 +38,13 @@ class Damage:
 
 @dataclass
 class Report:
-    """What a check of a store found."""
+    """What a check of a store found; ``not_entered`` are signed roots that its ledger lacks, which is no damage."""
 
     blobs: int = 0
     snapshots: int = 0
     runs: int = 0
+    ledger: int = 0
+    not_entered: list[str] = field(default_factory=list)
     damages: list[Damage] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
@@ -48,6 +53,8 @@ class Report:
             "blobs": self.blobs,
             "snapshots": self.snapshots,
             "runs": self.runs,
+            "ledger": self.ledger,
+            "not_entered": self.not_entered,
             "damages": [vars(damage) for damage in self.damages],
         }
 
@@ -56,10 +63,25 @@ def check_store(store: Store, progress: Callable[[str, int, int], None]) -> Repo
     """Check everything in a store.
 
     Args:
-        store: an open store; may be recorded into meanwhile.
+        store: an open store; may be recorded into meanwhile, and is checked as it was when this began.
         progress: told (what is being checked, done, in all).
+
+    Raises:
+        CallerError: the data file cannot be read, or has a layout that is not known here.
     """
-    report = Report()
+    with survey(store) as found:
+        report = Report()
+        for page, error in found.damages:
+            _damage(report, f"page {page} of the data file", error, "what is named below, or whole runs")
+        for key in found.foreign:
+            _damage(report, f"key {key.hex()}", "none that a store has", "what is named below, or a whole run")
+        for name in found.lost:
+            _damage(report, f"run {name}", "its row is lost", "the whole run")
+        _check_contents(report, found, progress)
+    return report
+
+
+def _check_contents(report: Report, store: Store, progress: Callable[[str, int, int], None]) -> None:
     with store.read() as view:
         digests = list(view.blob_digests())
         names = view.runs()
@@ -71,7 +93,11 @@ def check_store(store: Store, progress: Callable[[str, int, int], None]) -> Repo
     for name in names:
         _check_run(report, store, name, progress)
     report.runs = len(names)
-    return report
+    with store.read() as view:
+        found = audit(view, progress)
+    report.ledger, report.not_entered = found.leaves, found.not_entered
+    for what, error, cost in found.damages:
+        _damage(report, what, error, cost)
 
 
 def _check_run(report: Report, store: Store, name: str, progress: Callable[[str, int, int], None]) -> None:

@@ -1,8 +1,10 @@
 """Reading and writing key files.
 
-A private key is an unencrypted PKCS8 PEM file, which OpenSSL reads too, under one line that names the key (explanatory
-text as of RFC 7468). Beside it, ``PATH.pub`` holds the two verifier key lines. Nothing is ever overwritten. Implements
-the key file section of specs/signed-root.md; what keys mean is `polstore.wire.keys`.
+A private key that is made here is a PKCS8 PEM file, which OpenSSL reads too, or one in OpenSSH's own form where it is
+encrypted, under one line that names the key (explanatory text as of RFC 7468). Beside it, ``PATH.pub`` holds the two
+verifier key lines. PEM and OpenSSH files made by other programs are read as well, encrypted or not, with the name given
+beside them. Nothing is ever overwritten, and nobody is asked anything here: a passphrase comes from the caller.
+Implements the key file section of specs/signed-root.md; what keys mean is `polstore.wire.keys`.
 """
 
 from __future__ import annotations
@@ -12,14 +14,18 @@ import errno
 import os
 import stat
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
     PrivateFormat,
     load_pem_private_key,
+    load_pem_public_key,
+    load_ssh_private_key,
+    load_ssh_public_key,
 )
 
 from polstore.errors import (
@@ -31,31 +37,52 @@ from polstore.errors import (
     MissingError,
     UsageError,
 )
-from polstore.wire.keys import SigningKey, VerifierKey, parse_verifier_keys
+from polstore.wire.keys import KeyKind, SigningKey, VerifierKey, parse_verifier_keys
 
-__all__ = ["MAX_KEY_FILE", "generate", "load_signing_key", "load_verifier_keys"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["MAX_KEY_FILE", "generate", "load_signing_key", "load_verifier_keys", "no_passphrase"]
 
 MAX_KEY_FILE = 2**16  # bytes; 16 verifier keys with the longest names take 18 000
 _ORIGIN = "origin: "
+_BCRYPT_ROUNDS = 64  # half a second; PKCS8 as this library writes it would take 2048 rounds of SHA-256
+_OPENSSH = b"-----BEGIN OPENSSH PRIVATE KEY-----"
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
-def generate(name: str, path: str | os.PathLike[str]) -> SigningKey:
+def no_passphrase() -> bytes | None:
+    """Say that there is no passphrase, so an encrypted key cannot be read."""
+    return None
+
+
+def generate(name: str, path: str | os.PathLike[str], passphrase: bytes | None = None) -> SigningKey:
     """Make a key and write it to ``path`` (mode 0600) and ``path.pub`` (mode 0644); both or neither are left behind.
 
+    Args:
+        name: name of the key.
+        path: private key file to make.
+        passphrase: what to encrypt it with; it is not encrypted if None.
+
     Raises:
-        UsageError: a name that is no key name.
+        UsageError: a name that is no key name, or an empty passphrase.
         ExistsError: one of the two files is there already.
         MissingError: no such directory.
         FullError: no room left on the device.
         KeyFileError: the files cannot be written for another reason.
     """
+    if passphrase == b"":
+        raise UsageError("passphrase", expected="at least one character", got="none")
     private = Ed25519PrivateKey.generate()
     try:
         key = SigningKey(name, private.private_bytes_raw())
     except MalformedError as error:
         raise UsageError(str(error)) from error
-    pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    if passphrase is None:
+        pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    else:
+        encryption = PrivateFormat.OpenSSH.encryption_builder().kdf_rounds(_BCRYPT_ROUNDS).build(passphrase)
+        pem = private.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, encryption)
     target = Path(path)
     public = target.with_name(target.name + ".pub")
     lines = "".join(f"{item.line()}\n" for item in key.verifier_keys())
@@ -77,39 +104,97 @@ def generate(name: str, path: str | os.PathLike[str]) -> SigningKey:
     return key
 
 
-def load_signing_key(path: str | os.PathLike[str]) -> SigningKey:
-    """Read a private key file.
+def load_signing_key(
+    path: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    passphrase: Callable[[], bytes | None] = no_passphrase,
+) -> SigningKey:
+    """Read a private key file: PKCS8 in PEM, or OpenSSH's own form.
+
+    Args:
+        path: the file.
+        name: name of the key. Needed where the file has no line ``origin: NAME``, and equal to it where it has. The
+            comment of an OpenSSH key is not a name.
+        passphrase: asked only where the file is encrypted.
 
     Raises:
         MissingError: no such file.
-        KeyFileError: readable by group or others, too long, not the format, encrypted, or not an Ed25519 key.
+        KeyFileError: readable by group or others, too long, not the format, not an Ed25519 key, without a name or under
+            another one, or encrypted, with no passphrase or a wrong one.
     """
     data = _read(Path(path), private=True)
-    line, _, pem = data.partition(b"\n")
     try:
-        origin = line.decode()
-        if not origin.startswith(_ORIGIN):
-            raise KeyFileError(f"key file {path} does not name its key in its first line: {_ORIGIN}NAME")
-        private = load_pem_private_key(pem, password=None)
+        stated, body = _name_line(data)
+        if stated is not None and name is not None and stated != name:
+            raise KeyFileError(f"name in key file {path}", expected=name, got=stated)
+        chosen = name if stated is None else stated
+        if chosen is None:
+            raise KeyFileError(
+                f"key file {path} does not name its key",
+                expected=f"a first line {_ORIGIN}NAME, or --name",
+                got="neither",
+            )
+        private = _decrypted(path, body, passphrase)
         if not isinstance(private, Ed25519PrivateKey):
             raise KeyFileError(f"key file {path}", expected="an Ed25519 key", got=type(private).__name__)
-        return SigningKey(origin.removeprefix(_ORIGIN), private.private_bytes_raw())
+        return SigningKey(chosen, private.private_bytes_raw())
     except (ValueError, TypeError, UnsupportedAlgorithm, MalformedError) as error:
         raise KeyFileError(f"key file {path} cannot be used: {error}") from error
 
 
-def load_verifier_keys(path: str | os.PathLike[str]) -> tuple[VerifierKey, ...]:
-    """Read a public key file: 1 to 16 verifier key lines.
+def load_verifier_keys(path: str | os.PathLike[str], *, name: str | None = None) -> tuple[VerifierKey, ...]:
+    """Read a public key file: 1 to 16 verifier key lines, or one public key in OpenSSH's form or PEM.
+
+    Args:
+        path: the file.
+        name: name for a key in OpenSSH's form or PEM, which states none. Verifier key lines have their own, and ignore
+            it.
 
     Raises:
         MissingError: no such file.
-        KeyFileError: it cannot be read, is too long, or a line is no verifier key.
+        KeyFileError: it cannot be read, is too long, a line is no verifier key, or a key has no name.
     """
     data = _read(Path(path), private=False)
     try:
-        return parse_verifier_keys(data.decode())
-    except (UnicodeDecodeError, MalformedError) as error:
+        public: Any
+        if data.startswith(b"ssh-"):
+            public = load_ssh_public_key(data)
+        elif data.startswith(b"-----BEGIN PUBLIC KEY-----"):
+            public = load_pem_public_key(data)
+        else:
+            return parse_verifier_keys(data.decode())
+        if not isinstance(public, Ed25519PublicKey):
+            raise KeyFileError(f"public key file {path}", expected="an Ed25519 key", got=type(public).__name__)
+        if name is None:
+            raise KeyFileError(f"public key file {path} does not name its key", expected="--name", got="no name")
+        return (VerifierKey(name, KeyKind.ED25519, public.public_bytes_raw()),)
+    except (ValueError, UnsupportedAlgorithm, MalformedError) as error:
         raise KeyFileError(f"public key file {path} cannot be used: {error}") from error
+
+
+def _name_line(data: bytes) -> tuple[str | None, bytes]:
+    """Return the name in a private key file's first line, if it states one, and the rest."""
+    if not data.startswith(_ORIGIN.encode()):
+        return None, data
+    line, _, rest = data.partition(b"\n")
+    return line.decode().removeprefix(_ORIGIN), rest
+
+
+def _decrypted(path: str | os.PathLike[str], data: bytes, passphrase: Callable[[], bytes | None]) -> object:
+    """Load a private key, asking for the passphrase once it is known to be encrypted."""
+    load = load_ssh_private_key if data.startswith(_OPENSSH) else load_pem_private_key
+    try:
+        return load(data, None)
+    except TypeError:  # how both say that it is encrypted
+        secret = passphrase()
+    if not secret:
+        expected = "--passphrase-file, the variable POLSTORE_PASSPHRASE, or a terminal to ask on"
+        raise KeyFileError(f"key file {path} is encrypted", expected=expected, got="no passphrase")
+    try:
+        return load(data, secret)
+    except ValueError as error:
+        raise KeyFileError(f"key file {path} cannot be decrypted: wrong passphrase, or damaged") from error
 
 
 def _write_new(path: Path, data: bytes, mode: int, written: list[Path]) -> None:

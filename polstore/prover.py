@@ -1,4 +1,4 @@
-"""Committing a run under a signed root, and opening segments of it in a bundle.
+"""Committing a run under a signed root in the ledger, and opening segments of it in a bundle.
 
 Everything here is read from the store and from a key; no torch and no training is needed to prove.
 """
@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from polstore import ledger
 from polstore.errors import (
     DamagedError,
     ExistsError,
@@ -21,9 +22,11 @@ from polstore.errors import (
 from polstore.files import write_atomic
 from polstore.wire import merkle
 from polstore.wire.bundle import Bundle, OpenedSegment, Samples
-from polstore.wire.checkpoint import Checkpoint, open_root, run_origin, sign_root
+from polstore.wire.checkpoint import Checkpoint, open_root, parse_text, run_origin, sign_root
+from polstore.wire.ledger import LedgerLeaf
 from polstore.wire.manifest import Manifest
 from polstore.wire.multi_proof import multi_proof
+from polstore.wire.note import parse as parse_note
 from polstore.wire.randomness import sample_salt
 from polstore.wire.segment import SegmentRecord
 from polstore.wire.steps import Steps
@@ -34,21 +37,26 @@ if TYPE_CHECKING:
 
     from polstore.codec import frames
     from polstore.reader import Run
+    from polstore.storage.reader import Reader
     from polstore.storage.store import Store
+    from polstore.storage.writer import Writer
     from polstore.wire.keys import SigningKey
 
-__all__ = ["Proof", "commit", "prove"]
+__all__ = ["Proof", "commit", "prove", "prove_records"]
 
 
-def commit(store: Store, run: str, key: SigningKey, *, now: Callable[[], float] = time.time) -> bytes:
-    """Sign the root over all leaves that ``run`` has by now, keep it in the store and return it.
+def commit(store: Store, run: str, key: SigningKey, *more: SigningKey, now: Callable[[], float] = time.time) -> bytes:
+    """Sign the root over all leaves that ``run`` has by now, enter it into the ledger, and return it.
 
-    Calling it again without a new segment returns what was signed before.
+    Root, ledger entry and the ledger's new head are stored in one transaction, so commits at the same time follow each
+    other and a crash leaves all or nothing of one. Calling it again without a new segment returns what was signed
+    before, and enters it where the store is older than its ledger.
 
     Args:
         store: a store open for writing.
         run: name of the run.
-        key: signs the root, and cosigns it with the time under the cosignature key derived from it.
+        key: signs root and head, and cosigns both with the time under the cosignature key derived from it.
+        more: further keys of the same name, which sign as well: the old key's successor, during a rotation.
         now: the clock, in seconds since 1970.
 
     Returns:
@@ -56,26 +64,83 @@ def commit(store: Store, run: str, key: SigningKey, *, now: Callable[[], float] 
 
     Raises:
         MissingError: no such run.
-        ExistsError: this size was signed under another key.
-        DamagedError: the root that was signed before is not of what the store holds now.
+        UsageError: the store's ledger belongs to another key name, keys of different names, or the same one twice.
+        ExistsError: this size was signed under another key, or not under all of these.
+        DamagedError: what the store holds is not what was signed before; nothing more is signed then.
     """
-    with store.read() as view:
-        size = view.leaf_count(run)
+    names = {signer.name for signer in (key, *more)}
+    if len(names) > 1:
+        raise UsageError("names of the keys to sign with", expected="one name", got=" and ".join(sorted(names)))
+    if len({key, *more}) != 1 + len(more):
+        raise UsageError("keys to sign with", expected="each key once", got="one twice")
+
+    def work(transaction: Writer) -> bytes:
+        size = transaction.leaf_count(run)
         if size == 0:
             raise MissingError(f"no run {run} in the store")
-        root = view.tree_root(run, size)
-        if size in view.roots(run):
-            return _signed_before(view.root(run, size), Checkpoint(run_origin(key.name, run), size, root), key)
-    signed = sign_root(Checkpoint(run_origin(key.name, run), size, root), key, int(now()))
-    store.write(lambda transaction: transaction.put_root(run, size, signed))
-    return signed
+        ledger.require_owner(transaction, key.name)
+        checkpoint = Checkpoint(run_origin(key.name, run), size, transaction.tree_root(run, size))
+        timestamp = ledger.signing_time(transaction, (key, *more), int(now()))
+        newest = transaction.newest_root(run)
+        if newest == size:
+            signed = _signed_before(transaction.root(run, size), checkpoint, (key, *more))
+        else:
+            if newest is not None:
+                last = _signed_checkpoint(transaction, run, newest)
+                ledger.require_extends(last, checkpoint, transaction.tree(run), f"run {run}")
+            signed = sign_root(checkpoint, key, timestamp, *more)
+            transaction.put_root(run, size, signed)
+        leaves = _not_entered(transaction, run, checkpoint.origin)
+        if leaves:
+            ledger.enter(transaction, leaves, timestamp, key, *more)
+        return signed
+
+    return store.write(work)
 
 
-def _signed_before(signed: bytes, checkpoint: Checkpoint, key: SigningKey) -> bytes:
-    """Return a signed root from the store after checking that ``key`` has signed just this checkpoint."""
+def _not_entered(view: Reader, run: str, origin: str) -> list[LedgerLeaf]:
+    """Return the leaves of the signed roots under this origin that are not in the ledger, oldest first.
+
+    That is the newest one, as a rule: every commit enters what it signs.
+    """
+    leaves: list[LedgerLeaf] = []
+    size = view.newest_root(run)
+    while size is not None and view.ledger.find(origin, size) is None:
+        checkpoint = _signed_checkpoint(view, run, size)
+        if checkpoint.origin == origin:  # else it was copied, with the run, from another signer's store
+            leaves.append(LedgerLeaf.of(checkpoint, _manifest(view, run)))
+        size = view.newest_root(run, below=size)
+    return leaves[::-1]
+
+
+def _signed_checkpoint(view: Reader, run: str, size: int) -> Checkpoint:
+    """Return what a signed root states, after comparing it with the run's tree; signatures are not checked."""
+    what = f"signed root over {size} leaves of run {run}"
+    try:
+        checkpoint = parse_text(parse_note(view.root(run, size)).text)
+    except MalformedError as error:
+        raise DamagedError(f"{what} is damaged: {error}") from error
+    count = view.leaf_count(run)
+    if size > count:
+        raise DamagedError(f"run {run} has lost leaves that were signed", expected=f"{size} or more", got=count)
+    root = view.tree_root(run, size)
+    if (checkpoint.size, checkpoint.root) != (size, root):
+        raise DamagedError(f"{what} is not of what the store holds", expected=checkpoint.root, got=root)
+    return checkpoint
+
+
+def _manifest(view: Reader, run: str) -> Manifest:
+    try:
+        return Manifest.parse(view.leaf(run, 0))
+    except MalformedError as error:
+        raise DamagedError(f"manifest of run {run} is damaged: {error}") from error
+
+
+def _signed_before(signed: bytes, checkpoint: Checkpoint, keys: Sequence[SigningKey]) -> bytes:
+    """Return a signed root from the store after checking that all ``keys`` have signed just this checkpoint."""
     what = f"{checkpoint.origin}, signed root over {checkpoint.size} leaves"
     try:
-        got = open_root(signed, key.verifier_keys()).checkpoint
+        got = open_root(signed, [half for key in keys for half in key.verifier_keys()]).checkpoint
     except MalformedError as error:
         raise DamagedError(f"{what} is damaged: {error}") from error
     except SignatureError as error:
@@ -105,33 +170,45 @@ class Proof:
         write_atomic(path, self)
 
 
-def prove(run: Run, segments: Sequence[int], size: int | None = None) -> Proof:
+def prove(run: Run, segments: Sequence[int], size: int | None = None, *, audit: bool = False) -> Proof:
     """Open segments of a run under its signed root.
 
     Args:
         run: the run, from `polstore.open`.
-        segments: indices of the segments to open.
+        segments: indices of the segments to open; none is possible for an audit.
         size: leaves under the signed root to prove against; the newest one if None.
+        audit: hand over every snapshot, so that all norms can be computed again.
 
     Raises:
         UsageError: no segments were named.
         MissingError: no such segment under that root, no such signed root, or data that the store no longer has.
         DamagedError: what the store holds is not what was signed.
     """
+    wanted = sorted(set(segments))
+    if not wanted and not audit:
+        raise UsageError("no segments to prove", expected="at least one", got=0)
+    return _proof(run, wanted, size, audit=audit)
+
+
+def prove_records(run: Run, size: int | None = None) -> Proof:
+    """Show the records of all segments and open none, for a verifier to choose by; raises as `prove` does."""
+    return _proof(run, [], size, audit=False)
+
+
+def _proof(run: Run, wanted: Sequence[int], size: int | None, *, audit: bool) -> Proof:
     signed = run.signed_sizes()
     if not signed:
         raise MissingError(f"run {run.name} has no signed root yet; run polstore commit")
     size = signed[-1] if size is None else size
     if size not in signed:
         raise MissingError(f"run {run.name} has no signed root of that size", expected=signed, got=size)
-    wanted = sorted(set(segments))
-    if not wanted:
-        raise UsageError("no segments to prove", expected="at least one", got=0)
-    if wanted[0] < 0 or wanted[-1] >= size - 1:
+    if wanted and (wanted[0] < 0 or wanted[-1] >= size - 1):
         wrong = wanted[0] if wanted[0] < 0 else wanted[-1]
         raise MissingError(
             f"run {run.name} has no such segment under that root", expected=f"0 to {size - 2}", got=wrong
         )
+    if size < 2:
+        raise MissingError(f"run {run.name} has no segment under that root", expected="at least 2 leaves", got=size)
     leaves = run.leaves(size)
     root = _signed_tree(run, leaves)
     manifest = Manifest.parse(leaves[0])
@@ -141,7 +218,7 @@ def prove(run: Run, segments: Sequence[int], size: int | None = None) -> Proof:
     samples: set[int] = set()
     for index in wanted:
         samples |= Steps.parse(run.blob(records[index].steps)).samples()
-    states = _needed_states(records, wanted)
+    states = _needed_states(records, range(len(records)) if audit else wanted)
     if manifest.initial.kind != "seed":
         states.add(manifest.initial.state)  # nobody can rebuild it, and a verifier looks at its tensors
     stored = _stored_snapshots(run, states)
@@ -208,12 +285,12 @@ def _stored_snapshots(run: Run, states: set[bytes]) -> dict[bytes, frames.Stored
 
 def _open_samples(run: Run, manifest: Manifest, indices: list[int]) -> Samples:
     """Return the salts of these samples and one proof that they are in the dataset."""
-    if not manifest.dataset.size:
-        return Samples((), ())  # the run commits to no dataset, so no sample can be shown to be in it
+    if not indices or not manifest.dataset.size:
+        return Samples((), ())  # none asked for, or a run that commits to no dataset for a sample to be shown in
     hashes = run.blob(run.row.sample_hashes)
     if len(hashes) != 32 * manifest.dataset.size:
         raise DamagedError("sample hashes", expected=f"{32 * manifest.dataset.size} bytes", got=f"{len(hashes)} bytes")
-    if indices and indices[-1] >= manifest.dataset.size:
+    if indices[-1] >= manifest.dataset.size:
         raise DamagedError("a step used a sample outside the dataset", expected=manifest.dataset.size, got=indices[-1])
     node = merkle.nodes_of([hashes[start : start + 32] for start in range(0, len(hashes), 32)])
     salts = tuple((index, sample_salt(run.row.salt, index)) for index in indices)

@@ -23,6 +23,7 @@ from polstore.codec import frames
 from polstore.codec.chain import Chain
 from polstore.errors import DamagedError, MalformedError, MissingError
 from polstore.files import write_atomic
+from polstore.ledger import Ledger
 from polstore.run_row import RunRow
 from polstore.storage.store import open_store
 from polstore.wire import merkle
@@ -71,6 +72,11 @@ class Archive:
     def close(self) -> None:
         """Close the store."""
         self._store.close()
+
+    @property
+    def ledger(self) -> Ledger:
+        """The append-only log of the signed roots of all runs."""
+        return Ledger(self._store)
 
     def runs(self) -> list[str]:
         """Return the names of all runs, sorted."""
@@ -180,7 +186,7 @@ class Run:
             return list(self._chain.records(digest))
 
     def blob(self, digest: bytes) -> bytes:
-        """Return a blob, hashed again; raises `MissingError` or `DamagedError`."""
+        """Return a blob, hashed again, to any thread; raises `MissingError` or `DamagedError`."""
         with self._store.read() as view:
             return view.get_blob(digest)
 

@@ -223,7 +223,7 @@ class Recorder:
         if not self._steps and not self._open:
             self._environment = self._detect()
         seed_all(stream_seed(self._seed, Stream.STEP, self._step, len(self._open), 0))
-        self._marks.append(self._mark())
+        self._marks.append(self._mark() if self._counts_optimizer_steps else None)
         self._open.append(Microbatch(number, (samples,)))
 
     def _mark(self) -> object:

@@ -26,6 +26,7 @@ from polstore.codec.live.samples import dataset_hashes
 from polstore.codec.live.state import LiveState, hyperparameters
 from polstore.codec.quantise import FIDELITIES
 from polstore.errors import ExistsError, MissingError, TrainingError, UsageError
+from polstore.not_before import check_checkpoint
 from polstore.reader import open_archive
 from polstore.recorder import Recorder
 from polstore.run_row import RunRow
@@ -86,6 +87,7 @@ def record(
     parent_root: bytes | None = None,
     fidelity: str = FIDELITIES[0],
     dataset: Any = None,
+    not_before: bytes | None = None,
     resume: bool = False,
     sync: bool = True,
     progress: Callable[[int, int], None] | None = None,
@@ -110,6 +112,7 @@ def record(
         parent_root: the signed root of the parent to start under; its newest one if None.
         fidelity: ``float16-writeback`` or ``lossless``.
         dataset: what to commit to; the loader's dataset if None.
+        not_before: a recent checkpoint note with its witnesses' cosignatures, to show that training began after it.
         resume: go on from the run's last snapshot, which is put into the live objects; begin if there is no such run.
         sync: whether a snapshot counts only when the device has it; see `polstore.storage.store.open_store`.
         progress: told (samples hashed, samples in all).
@@ -135,6 +138,7 @@ def record(
         sampler=_sampler(loader),
         device=device,
         parent=None if parent is None else find_parent(parent, parent_root),
+        not_before=not_before,
     )
     data = dataset if dataset is not None else loader.dataset if loader is not None else None
     return _start(Path(store), live, loader, data, declaration, resume=resume, sync=sync, progress=progress)
@@ -152,6 +156,7 @@ def record_recipe(
     parent_root: bytes | None = None,
     fidelity: str = FIDELITIES[0],
     device: str = "cpu",
+    not_before: bytes | None = None,
     resume: bool = False,
     sync: bool = True,
     progress: Callable[[int, int], None] | None = None,
@@ -176,6 +181,7 @@ def record_recipe(
         sampler=_sampler(training.loader),
         device=device,
         parent=None if parent is None else find_parent(parent, parent_root),
+        not_before=not_before,
     )
     recorder = _start(
         Path(store),
@@ -205,6 +211,7 @@ class _Declaration:
         sampler: str,
         device: str,
         parent: ParentState | None = None,
+        not_before: bytes | None,
     ) -> None:
         if fidelity not in FIDELITIES:
             raise UsageError("unknown fidelity", expected=" or ".join(FIDELITIES), got=fidelity)
@@ -221,6 +228,7 @@ class _Declaration:
         self.sampler = sampler
         self.device = device
         self.parent = parent
+        self.not_before = None if not_before is None else check_checkpoint(not_before)
 
     def inherit(self, live: LiveState) -> tuple[str, ...]:
         """Put the parent's tensors into the live model and return their names; raises `TrainingError` if none fits."""
@@ -252,6 +260,7 @@ class _Declaration:
             environment=detect(self.device),
             fidelity=self.fidelity,
             every=self.every,
+            not_before=self.not_before,
         )
         return manifest, hypers
 
@@ -263,6 +272,7 @@ class _Declaration:
             ("steps between snapshots", manifest.every, self.every),
             ("seed", manifest.seed, self.seed),
             ("sampler", manifest.sampler, self.sampler),
+            ("checkpoint to begin after", manifest.not_before, self.not_before or manifest.not_before),
         ):
             if expected != got:
                 raise UsageError(f"run {self.run} was declared with another {what}", expected=expected, got=got)

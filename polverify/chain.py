@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from polstore.errors import CallerError, ContinuityError, ProofError, UsageError
+from polstore.wire.challenge import ROOT
 from polstore.wire.lineage import Lineage
 from polverify.lineage import check_link_alone
 from polverify.power import SHARES, caught, forged_segments, percent
@@ -73,6 +74,7 @@ class OwnVerdict:
         segments: of the run.
         drawn: replayed segments that a nonce drew.
         population: segments among which it drew.
+        nonce_from: where the nonce came from; empty if it does not say.
     """
 
     decision: Decision
@@ -82,6 +84,7 @@ class OwnVerdict:
     segments: int
     drawn: int
     population: int
+    nonce_from: str = ""
 
     @classmethod
     def from_json(cls, value: Any, what: str) -> OwnVerdict:
@@ -102,6 +105,7 @@ class OwnVerdict:
                 segments,
                 drawn,
                 population,
+                str(power.get("nonce_from", "")),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CallerError(f"{what} is no verdict of polverify check --json: {error}") from error
@@ -221,6 +225,7 @@ def check_chain(
     keys: Sequence[VerifierKey],
     verdicts: Sequence[OwnVerdict] = (),
     *,
+    any_of: Sequence[VerifierKey] = (),
     confidence: float = 0.99,
 ) -> Chain:
     """Verify links, join them up, and say what the chain is worth.
@@ -229,6 +234,7 @@ def check_chain(
         lineages: the evidence for each link, in any order.
         keys: keys of all signers; each signed root needs every one whose name its origin begins with.
         verdicts: the caller's own verdicts on the runs.
+        any_of: log keys of a policy; see `polverify.lineage.check_link_alone`.
         confidence: what the whole chain is to keep.
 
     Raises:
@@ -239,7 +245,7 @@ def check_chain(
     if not 0 < confidence < 1:
         raise UsageError("confidence", expected="above 0 and below 1", got=confidence)
     try:
-        links = _ordered([check_link_alone(Lineage.parse(data), keys) for data in lineages])
+        links = _ordered([check_link_alone(Lineage.parse(data), keys, any_of=any_of) for data in lineages])
     except ProofError as error:
         return Chain(Decision.REJECT, str(error), confidence=confidence)
     runs = _runs(links, verdicts)
@@ -325,4 +331,7 @@ def _warnings(runs: tuple[Run, ...]) -> tuple[str, ...]:
     unknown = [run.origin for run in runs if run.verdict is not None and not run.verdict.drawn]
     if unknown:
         found.append(f"no segment of {unknown[0]} was drawn by a nonce, so nothing adds up for the chain")
+    weak = [run.origin for run in runs if run.verdict is not None and run.verdict.nonce_from == ROOT]
+    if weak:
+        found.append(f"weak: the segments of {weak[0]} were drawn from its own root, so a prover can try roots")
     return tuple(found)

@@ -1,4 +1,4 @@
-"""The command `polverify`: challenge, check, chain, show.
+"""The command `polverify`: challenge, plan, check, chain, log, show.
 
 Exit codes: 0 ACCEPT or fine, 1 REJECT, 2 wrong usage, 3 INCONCLUSIVE, 4 the caller's side at fault, 130 interrupted.
 """
@@ -6,7 +6,8 @@ Exit codes: 0 ACCEPT or fine, 1 REJECT, 2 wrong usage, 3 INCONCLUSIVE, 4 the cal
 from __future__ import annotations
 
 import json
-import secrets
+import time
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -15,18 +16,36 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from polstore import keyfile, terminal
+from polstore import terminal
 from polstore.codec.live.recipe import RecipeFile
 from polstore.errors import CallerError, ProofError, UsageError
-from polstore.files import read_file, write_atomic
+from polstore.files import read_file
 from polstore.wire.challenge import MAX_BYTES as MAX_CHALLENGE
-from polstore.wire.challenge import NONCE_SIZE, Challenge
-from polstore.wire.checkpoint import open_root
+from polstore.wire.challenge import Challenge
+from polstore.wire.ledger import MAX_CONSISTENCY_BYTES
 from polstore.wire.lineage import MAX_LINEAGE
 from polstore.wire.note import MAX_NOTE
 from polstore.wire.tlog_proof import MAX_FILE
+from polverify.asking import challenge, plan
 from polverify.chain import OwnVerdict, check_chain
+from polverify.fetch import DEFAULT_MAX_BYTES, is_archive
+from polverify.log import check_log
+from polverify.options import AsJson, SignedRoot
+from polverify.remote import verify_archive
 from polverify.show import claims
+from polverify.trust import (
+    KeyName,
+    Keys,
+    ParentKeyName,
+    ParentKeys,
+    PolicyFile,
+    Timestamps,
+    TsaCertificates,
+    TsaRoots,
+    load_keys,
+    time_sources,
+    trusted_keys,
+)
 from polverify.verdict import Outcome, Verdict
 from polverify.verify import Request, verify
 
@@ -41,9 +60,13 @@ app = typer.Typer(
     add_completion=False,
 )
 
-SignedRoot = Annotated[Path, typer.Argument(metavar="SIGNED_ROOT", help="Signed root, as polstore commit wrote it.")]
-Key = Annotated[Path, typer.Option(metavar="KEY.pub", help="Verifier keys of the signer.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
+
+class Audit(Enum):
+    """Which norms are computed again."""
+
+    OPENED = "opened"
+    FULL = "full"
+
 
 MAX_VERDICT = 64 * 2**20  # bytes; one line for each opened segment
 
@@ -55,65 +78,60 @@ MARKS = {
 }
 
 
-@app.command()
-def challenge(
-    signed_root: SignedRoot,
-    key: Key,
-    segments: Annotated[int, typer.Option(metavar="N", help="Segments to open, in all.")],
-    out: Annotated[Path, typer.Option(metavar="CHALLENGE", help="Challenge file to write.")],
-    random: Annotated[
-        int | None,
-        typer.Option(metavar="R", help="How many of them the nonce draws; all but the first and the last if left out."),
-    ] = None,
-    nonce: Annotated[
-        str | None,
-        typer.Option(metavar="HEX", help="64 hex digits that the prover could not know; fresh if left out."),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Draw the segments that the prover has to open.
-
-    Do it after the root was signed, never before.
-    """
-    opened = open_root(read_file(signed_root, MAX_NOTE), keyfile.load_verifier_keys(key))
-    drawn = Challenge.draw(
-        opened.checkpoint.origin,
-        opened.checkpoint.size,
-        opened.checkpoint.root,
-        segments=segments,
-        random=random,
-        nonce=_nonce(nonce),
-    )
-    write_atomic(out, drawn.encode())
-    if as_json:
-        terminal.emit_json(claims(out))
-    terminal.note(f"challenged {len(drawn.segments)} of {opened.checkpoint.size - 1} segments in {out}")
+app.command()(challenge)
+app.command()(plan)
 
 
 @app.command()
 def check(
     signed_root: SignedRoot,
-    key: Key,
-    bundle: Annotated[Path, typer.Option(metavar="BUNDLE", help="Bundle, as polstore prove wrote it.")],
+    bundle: Annotated[
+        str,
+        typer.Option(
+            metavar="BUNDLE",
+            help="Bundle, as polstore prove wrote it; or a static archive, as polstore publish wrote it: "
+            "its directory or its http(s) address, of which only what the segments need is fetched.",
+        ),
+    ],
     recipe: Annotated[
         Path, typer.Option(metavar="RECIPE", help="Your own copy of the recipe. It is executed: read it first.")
     ],
     challenge: Annotated[
         Path | None, typer.Option(metavar="CHALLENGE", help="The challenge that the bundle answers.")
     ] = None,
+    ledger: Annotated[
+        Path | None,
+        typer.Option(metavar="PROOF", help="Proof that the ledger has the root, as polstore log prove wrote it."),
+    ] = None,
+    segment: Annotated[
+        list[int] | None,
+        typer.Option(metavar="I", help="Segment of a static archive to open, without a challenge; repeatable."),
+    ] = None,
+    max_bytes: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Bytes to fetch from a static archive at most.")
+    ] = DEFAULT_MAX_BYTES,
+    audit: Annotated[
+        Audit, typer.Option(help="full: compute every norm again; the bundle is from polstore prove --audit.")
+    ] = Audit.OPENED,
     device: Annotated[str, typer.Option(metavar="D", help="Where to replay: cpu, cuda, cuda:1.")] = "cpu",
     lineage: Annotated[
         Path | None, typer.Option(metavar="LINEAGE", help="Evidence for the run's parent, from polstore lineage.")
     ] = None,
-    parent_key: Annotated[
-        Path | None, typer.Option(metavar="KEY.pub", help="Verifier keys of the parent's signer; --key if left out.")
-    ] = None,
+    parent_key: ParentKeys = None,
+    parent_name: ParentKeyName = None,
     parent_root: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Your own copy of the parent's signed root.")
     ] = None,
     parent_proof: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Inclusion proof (.tlog-proof) of that root in a ledger.")
+        Path | None,
+        typer.Option(metavar="PROOF", help="Proof that the ledger has that root, as polstore log prove wrote it."),
     ] = None,
+    key: Keys = None,
+    name: KeyName = None,
+    policy: PolicyFile = None,
+    timestamp: Timestamps = None,
+    tsa_root: TsaRoots = None,
+    tsa_cert: TsaCertificates = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a bundle against a signed root, and say so.
@@ -121,24 +139,78 @@ def check(
     Signatures, inclusion, continuity, data, and a replay of each opened segment. Exit code: 0 ACCEPT, 1 REJECT,
     3 INCONCLUSIVE; 2 and 4 mean that there is no verdict.
     """
-    if lineage is None and (parent_key or parent_root or parent_proof):
-        raise UsageError("--parent-key, --parent-root, --parent-proof", expected="--lineage beside them", got=None)
+    if lineage is None and (parent_key or parent_name or parent_root or parent_proof):
+        raise UsageError("--parent-…", expected="--lineage with it", got="no --lineage")
+    if parent_name is not None and not parent_key:
+        raise UsageError("--parent-name", expected="--parent-key with it", got="no --parent-key")
+    keys, trusted = trusted_keys(key, name, policy)
+    sources = time_sources(trusted, timestamp, tsa_root, tsa_cert)
+    remote = is_archive(bundle)
+    if segment and not remote:
+        raise UsageError("--segment", expected="a static archive as --bundle", got=bundle)
+    if audit is Audit.FULL and remote:
+        raise UsageError("--audit full", expected="a bundle from polstore prove --audit", got="a static archive")
     with terminal.progress() as progress, terminal.recipe_at_work():
-        verdict = verify(
-            Request(
-                signed_root=read_file(signed_root, MAX_NOTE),
-                keys=keyfile.load_verifier_keys(key),
-                bundle=bundle,
-                recipe=RecipeFile.read(recipe),
-                challenge=None if challenge is None else _own_challenge(challenge),
-                device=device,
-                lineage=None if lineage is None else read_file(lineage, MAX_LINEAGE),
-                parent_keys=() if parent_key is None else keyfile.load_verifier_keys(parent_key),
-                parent_root=None if parent_root is None else read_file(parent_root, MAX_NOTE),
-                parent_proof=None if parent_proof is None else read_file(parent_proof, MAX_FILE),
-                progress=progress,
-            )
+        request = Request(
+            signed_root=read_file(signed_root, MAX_NOTE),
+            keys=keys,
+            bundle=bundle,
+            recipe=RecipeFile.read(recipe),
+            challenge=None if challenge is None else _own_challenge(challenge),
+            ledger=None if ledger is None else read_file(ledger, MAX_FILE),
+            audit=audit is Audit.FULL,
+            device=device,
+            time=sources,
+            lineage=None if lineage is None else read_file(lineage, MAX_LINEAGE),
+            parent_keys=load_keys(parent_key, parent_name),
+            parent_root=None if parent_root is None else read_file(parent_root, MAX_NOTE),
+            parent_proof=None if parent_proof is None else read_file(parent_proof, MAX_FILE),
+            progress=progress,
         )
+        verdict = verify_archive(request, segment, max_bytes) if remote else verify(request)
+    if remote:
+        fetched, whole = verdict.claim["bytes_fetched"], verdict.claim["bytes_in_archive"]
+        known = "says nothing of its size" if whole is None else f"says that the run takes {whole} bytes"
+        terminal.note(f"fetched {fetched} bytes; the archive {known}")
+    if as_json:
+        terminal.emit_json(verdict.as_json())
+    else:
+        _print(verdict)
+    raise typer.Exit(verdict.exit_code)
+
+
+@app.command()
+def log(
+    head: Annotated[Path, typer.Argument(metavar="HEAD", help="Signed head of a ledger, from polstore log head.")],
+    state: Annotated[Path, typer.Option(metavar="FILE", help="File of your own that keeps the last head seen.")],
+    consistency: Annotated[
+        Path | None,
+        typer.Option(metavar="PROOF", help="Proof from the kept head to this one, from polstore log consistency."),
+    ] = None,
+    max_age: Annotated[
+        int | None, typer.Option(metavar="S", help="Reject a head that was signed more than S seconds ago.")
+    ] = None,
+    key: Keys = None,
+    name: KeyName = None,
+    policy: PolicyFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a ledger's head against the last one seen, and keep it.
+
+    Rollback and split view are rejected, and both notes kept in FILE.evidence. Exit codes as for check; 3 where a
+    larger head comes without a proof.
+    """
+    if max_age is not None and max_age < 0:
+        raise UsageError("--max-age", expected="0 or more", got=max_age)
+    keys, trusted = trusted_keys(key, name, policy)
+    verdict = check_log(
+        read_file(head, MAX_NOTE),
+        keys,
+        state,
+        any_of=() if trusted is None else [log.key for log in trusted.logs],
+        consistency=None if consistency is None else read_file(consistency, MAX_CONSISTENCY_BYTES),
+        not_before=None if max_age is None else int(time.time()) - max_age,
+    )
     if as_json:
         terminal.emit_json(verdict.as_json())
     else:
@@ -149,23 +221,28 @@ def check(
 @app.command()
 def chain(
     lineages: Annotated[list[Path], typer.Argument(metavar="LINEAGE...", help="Evidence for each link, in any order.")],
-    key: Annotated[list[Path], typer.Option(metavar="KEY.pub", help="Verifier keys of a signer; repeatable.")],
     verdict: Annotated[
         list[Path] | None,
         typer.Option(metavar="VERDICT", help="Your own verdict on a run, from check --json; repeatable."),
     ] = None,
     confidence: Annotated[float, typer.Option(metavar="P", help="Probability that the whole chain is to keep.")] = 0.99,
+    key: Keys = None,
+    name: KeyName = None,
+    policy: PolicyFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Follow a run's parents to the root of its lineage, and say what the whole chain is worth.
+    """Join runs to their parents, and say what the chain is worth.
 
-    Links are verified here; verdicts are believed, so give none but your own. Exit code: 0 ACCEPT, 1 REJECT,
+    A run's parents are followed to the root of its lineage. Links are verified here, each signed root with the keys
+    that have its signer's name; verdicts are believed, so give none but your own. Exit code: 0 ACCEPT, 1 REJECT,
     3 INCONCLUSIVE; 2 and 4 mean that there is no verdict.
     """
+    keys, trusted = trusted_keys(key, name, policy)
     found = check_chain(
         [read_file(path, MAX_LINEAGE) for path in lineages],
-        [item for path in key for item in keyfile.load_verifier_keys(path)],
+        keys,
         [_own_verdict(path) for path in verdict or []],
+        any_of=() if trusted is None else [log.key for log in trusted.logs],
         confidence=confidence,
     )
     if as_json:
@@ -181,7 +258,9 @@ def chain(
 
 @app.command()
 def show(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Signed root, bundle or challenge.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Signed root, bundle, challenge, lineage or inclusion proof.")
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Show what a file claims; nothing is verified or executed."""
@@ -215,18 +294,6 @@ def _own_verdict(path: Path) -> OwnVerdict:
     return OwnVerdict.from_json(value, str(path))
 
 
-def _nonce(text: str | None) -> bytes:
-    if text is None:
-        return secrets.token_bytes(NONCE_SIZE)
-    try:
-        nonce = bytes.fromhex(text)
-    except ValueError as error:
-        raise UsageError("--nonce", expected="64 hex digits", got=text) from error
-    if len(nonce) != NONCE_SIZE:
-        raise UsageError("--nonce", expected="64 hex digits", got=text)
-    return nonce
-
-
 def _print(verdict: Verdict) -> None:
     """Print the verdict: its one line first, then how it came about."""
     console = Console()
@@ -236,6 +303,8 @@ def _print(verdict: Verdict) -> None:
             terminal.emit(f"{item.number:2} {item.name}: {MARKS[item.outcome][0]}: {terminal.text(item.detail)}")
         for warning in verdict.warnings:
             terminal.emit(f"note: {terminal.text(warning)}")
+        for line in verdict.power.lines() if verdict.power is not None else ():
+            terminal.emit(f"power: {line}")
         return
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(justify="right")
@@ -250,3 +319,5 @@ def _print(verdict: Verdict) -> None:
     console.print(table)
     for warning in verdict.warnings:
         console.print(Text(f"note: {terminal.text(warning)}", "dim"))
+    for line in verdict.power.lines() if verdict.power is not None else ():
+        console.print(Text(f"power: {line}"))

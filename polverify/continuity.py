@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from polstore.codec.quantise import base_is_previous
 from polstore.errors import ContinuityError, MerkleError
 from polstore.wire import merkle
 from polstore.wire.segment import SegmentRecord
@@ -52,6 +53,8 @@ def check_continuity(leaves: Sequence[bytes], root: bytes, manifest: Manifest) -
         if record.base_step is not None:
             if manifest.fidelity == "lossless":
                 raise ContinuityError(f"{name}: base of a lossless snapshot", expected=None, got=record.base_step)
+            if base_is_previous(manifest.fidelity) and record.base_step != step:
+                raise ContinuityError(f"{name}: base", expected=f"the snapshot before, {step}", got=record.base_step)
             number = ends.get(record.base_step)
             if number is None or index - number >= MAX_BASE_DISTANCE:
                 raise ContinuityError(

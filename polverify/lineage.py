@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from polstore.errors import ContinuityError, MalformedError, MerkleError, SignatureError
 from polstore.wire import canonical, merkle
 from polstore.wire.checkpoint import open_root, parse_text, run_origin
-from polstore.wire.ledger import LedgerLeaf
 from polstore.wire.lineage import Lineage, entries_root
 from polstore.wire.manifest import Manifest
 from polstore.wire.multi_proof import verify_multi_proof
@@ -26,9 +25,8 @@ if TYPE_CHECKING:
     from polstore.wire.keys import VerifierKey
     from polstore.wire.lineage import ProvenLeaf
     from polstore.wire.manifest import Parent
-    from polstore.wire.tlog_proof import TlogProof
 
-__all__ = ["Link", "check_link", "check_link_alone", "check_parent_in_ledger"]
+__all__ = ["Link", "check_link", "check_link_alone"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,14 @@ class Link:
     others: tuple[str, ...]
 
 
-def check_link(lineage: Lineage, child: Manifest, keys: Sequence[VerifierKey], own_root: bytes | None = None) -> Link:
+def check_link(
+    lineage: Lineage,
+    child: Manifest,
+    keys: Sequence[VerifierKey],
+    own_root: bytes | None = None,
+    *,
+    any_of: Sequence[VerifierKey] = (),
+) -> Link:
     """Check the evidence for the parent of a run whose manifest is known.
 
     Args:
@@ -60,6 +65,7 @@ def check_link(lineage: Lineage, child: Manifest, keys: Sequence[VerifierKey], o
         child: the run's manifest, out of its own signed tree.
         keys: all of them must have signed the parent's root.
         own_root: the verifier's own copy of the parent's signed root, if he has one.
+        any_of: one of these must have, if there are any: the log keys of a policy.
 
     Raises:
         SignatureError: the parent's root lacks a signature.
@@ -72,11 +78,11 @@ def check_link(lineage: Lineage, child: Manifest, keys: Sequence[VerifierKey], o
         raise MalformedError("initial state of the run", expected="one with a parent", got=child.initial.kind)
     if Manifest.parse(lineage.child_manifest.leaf) != child:
         raise MalformedError("manifest of the child in the lineage", expected=child.run, got="another one")
-    root = open_root(lineage.parent_root, keys)
+    root = open_root(lineage.parent_root, keys, any_of=any_of)
     _require_root(root.checkpoint, parent)
     if own_root is not None:
-        _require_root(open_root(own_root, keys).checkpoint, parent)
-    manifest = _manifest(lineage.parent_manifest, root.checkpoint, keys)
+        _require_root(open_root(own_root, keys, any_of=any_of).checkpoint, parent)
+    manifest = _manifest(lineage.parent_manifest, root)
     _require_end(lineage.parent_record, root.checkpoint, parent)
     got = entries_root(lineage.entries, lineage.scalars)
     if got != child.initial.state:
@@ -98,37 +104,35 @@ def check_link(lineage: Lineage, child: Manifest, keys: Sequence[VerifierKey], o
     return Link(child, manifest, lineage.parent_manifest.leaf, root, inherited, others)
 
 
-def check_link_alone(lineage: Lineage, keys: Sequence[VerifierKey]) -> tuple[Link, Checkpoint]:
+def check_link_alone(
+    lineage: Lineage, keys: Sequence[VerifierKey], *, any_of: Sequence[VerifierKey] = ()
+) -> tuple[Link, Checkpoint]:
     """Check a link whose child is known by its signed root alone; returns that root's checkpoint, too.
 
     Args:
         lineage: the evidence.
-        keys: keys of all signers. Each root needs every key whose name its origin begins with, and at least one.
+        keys: keys of all signers. Each root needs every key whose name its origin begins with.
+        any_of: log keys of a policy, of which each root needs one that has such a name, if there are any. A root with
+            neither is refused.
 
     Raises: as `check_link`.
     """
-    child = open_root(lineage.child_root, _keys_of(lineage.child_root, keys)).checkpoint
-    own = _keys_of(lineage.parent_root, keys)
-    manifest = _manifest(lineage.child_manifest, child, _keys_of(lineage.child_root, keys))
-    return check_link(lineage, manifest, own), child
+    own, logs = _keys_of(lineage.child_root, keys, any_of)
+    child = open_root(lineage.child_root, own, any_of=logs)
+    manifest = _manifest(lineage.child_manifest, child)
+    own, logs = _keys_of(lineage.parent_root, keys, any_of)
+    return check_link(lineage, manifest, own, any_of=logs), child.checkpoint
 
 
-def check_parent_in_ledger(link: Link, proof: TlogProof, keys: Sequence[VerifierKey]) -> str:
-    """Check that the parent's signed root was entered into a ledger, and return the ledger's origin.
-
-    Raises:
-        MalformedError, SignatureError, MerkleError: as `polstore.wire.tlog_proof.TlogProof.verify`.
-    """
-    leaf = LedgerLeaf.of(link.root.checkpoint, link.parent)
-    return proof.verify(leaf.leaf_hash(), keys).checkpoint.origin
-
-
-def _keys_of(note: bytes, keys: Sequence[VerifierKey]) -> list[VerifierKey]:
+def _keys_of(
+    note: bytes, keys: Sequence[VerifierKey], any_of: Sequence[VerifierKey]
+) -> tuple[list[VerifierKey], list[VerifierKey]]:
+    """Return those of both kinds of keys whose names a root's origin begins with."""
     origin = parse_text(parse_note(note).text).origin
-    own = [key for key in keys if origin.startswith(f"{key.name}/")]
-    if not own:
-        raise SignatureError("signer of a root", expected=sorted({key.name for key in keys}), got=origin)
-    return own
+    own, logs = ([key for key in given if origin.startswith(f"{key.name}/")] for given in (keys, any_of))
+    if not own and not logs:
+        raise SignatureError("signer of a root", expected=sorted({key.name for key in (*keys, *any_of)}), got=origin)
+    return own, logs
 
 
 def _require_root(got: Checkpoint, parent: Parent) -> None:
@@ -140,11 +144,12 @@ def _require_root(got: Checkpoint, parent: Parent) -> None:
         )
 
 
-def _manifest(proven: ProvenLeaf, checkpoint: Checkpoint, keys: Sequence[VerifierKey]) -> Manifest:
+def _manifest(proven: ProvenLeaf, root: OpenedRoot) -> Manifest:
     """Return the manifest of a run that is proven to be leaf 0 of its signed tree."""
+    checkpoint = root.checkpoint
     merkle.verify_inclusion(merkle.leaf_hash(proven.leaf), 0, checkpoint.size, proven.proof, checkpoint.root)
     manifest = Manifest.parse(proven.leaf)
-    for key in keys:
+    for key in root.keys:
         if run_origin(key.name, manifest.run) != checkpoint.origin:
             raise MalformedError("run that the manifest names", expected=checkpoint.origin, got=manifest.run)
     return manifest

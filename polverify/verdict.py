@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from polverify.power import Power
 
 __all__ = ["Check", "Decision", "Outcome", "SegmentResult", "Verdict"]
 
-SCHEMA = "polverify/verdict/v1"
+SCHEMA = "polverify/verdict/v2"
 
 
 class Decision(Enum):
@@ -64,6 +67,7 @@ class Verdict:
         claim: what the proof claims, as far as it could be read: origin, size, root and so on.
         segments: the replays.
         warnings: what limits the verdict's worth.
+        power: what would have been caught; None for REJECT.
     """
 
     decision: Decision
@@ -72,6 +76,7 @@ class Verdict:
     claim: dict[str, Any] = field(default_factory=dict)
     segments: tuple[SegmentResult, ...] = ()
     warnings: tuple[str, ...] = ()
+    power: Power | None = None
 
     def __bool__(self) -> NoReturn:
         raise TypeError("a verdict has no truth value; compare its decision")
@@ -103,4 +108,5 @@ class Verdict:
                 for segment in self.segments
             ],
             "warnings": list(self.warnings),
+            "power": None if self.power is None else self.power.as_json(),
         }

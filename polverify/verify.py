@@ -7,13 +7,13 @@ loosens a check. Torch is loaded at check 5, once everything that can be known w
 
 from __future__ import annotations
 
-import datetime
-import math
+import hashlib
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from polstore.codec.norms import distances
-from polstore.codec.quantise import FIDELITIES
+from polstore.codec.quantise import FIDELITIES, replays_exactly
 from polstore.errors import (
     ChallengeError,
     MalformedError,
@@ -24,17 +24,22 @@ from polstore.errors import (
     SignatureError,
 )
 from polstore.wire import canonical, merkle
+from polstore.wire.challenge import FRESH, ROOT, WITNESS
 from polstore.wire.checkpoint import open_root, run_origin
 from polstore.wire.lineage import Lineage
 from polstore.wire.manifest import Manifest
 from polstore.wire.steps import MAX_HYPERPARAMETERS, parse_groups
-from polstore.wire.tlog_proof import TlogProof
+from polverify.audit import audit
 from polverify.bundle_file import BundleFile
 from polverify.capability import narrow
+from polverify.challenge import require_chosen
 from polverify.continuity import check_continuity, state_at
 from polverify.data import check_samples, check_steps
-from polverify.lineage import check_link, check_parent_in_ledger
+from polverify.lineage import check_link
+from polverify.log import Entered, check_entry
+from polverify.power import Power
 from polverify.states import States
+from polverify.time import Sources, gather
 from polverify.verdict import Check, Decision, Outcome, SegmentResult, Verdict
 
 if TYPE_CHECKING:
@@ -42,8 +47,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from polstore.codec.live.recipe import RecipeFile
+    from polstore.codec.snapshot import Snapshot
     from polstore.wire.challenge import Challenge
-    from polstore.wire.checkpoint import Checkpoint
+    from polstore.wire.checkpoint import Checkpoint, OpenedRoot
     from polstore.wire.keys import VerifierKey
     from polstore.wire.segment import SegmentRecord
     from polstore.wire.steps import Steps
@@ -54,7 +60,12 @@ __all__ = ["Request", "verify"]
 
 STATE_FACTOR = 16  # largest decoded state over the recipe's initial one, which lacks only what the optimizer adds
 STATE_SLACK = 64 * 2**20  # bytes on top of that, for small models
-NORM_TOLERANCE = 1e-9  # relative: float64 sums of the same numbers in another order
+SOURCES = {  # where a nonce comes from that was not drawn freshly -> what the verdict says of it
+    WITNESS: "non-interactive, witness: the challenge follows from a witness's cosignature; a prover who asks for "
+    "another one draws again",
+    ROOT: "weak: the challenge follows from the signed root alone, so a prover can sign roots until the draw suits him",
+}
+MAX_NAMED = 8  # segments that a warning lists; the rest is counted
 
 
 @dataclass(frozen=True)
@@ -63,28 +74,35 @@ class Request:
 
     Attributes:
         signed_root: bytes of the signed root.
-        keys: the keys that must have signed it.
-        bundle: path of the bundle.
+        keys: the keys that all must have signed it; may be empty where the policy of ``time`` lists logs, of which one
+            must have.
+        bundle: path of the bundle, or a function that makes one and returns its path, called in check 0.
         recipe: the verifier's own recipe file.
         challenge: the verifier's challenge, or None to look at whatever the prover opened.
+        ledger: bytes of the proof that the signed root is in a ledger (a .tlog-proof file), or None.
+        audit: whether the bundle has to carry every snapshot, from which all norms are computed again.
         device: where to replay.
         lineage: the evidence for the run's parent (specs/lineage.md), or None.
-        parent_keys: the keys that must have signed the parent's root; ``keys`` if empty.
+        parent_keys: the keys that all must have signed the parent's root; if empty, it takes those that this one takes.
         parent_root: the verifier's own copy of the parent's signed root, or None.
-        parent_proof: a C2SP inclusion proof file of the parent's signed root in a ledger, or None.
+        parent_proof: bytes of the proof that the parent's signed root is in a ledger, or None.
+        time: whom the verifier believes about times.
         progress: told (what is being done, done, in all).
     """
 
     signed_root: bytes
     keys: Sequence[VerifierKey]
-    bundle: Path | str
+    bundle: Path | str | Callable[[], Path]
     recipe: RecipeFile
     challenge: Challenge | None = None
+    ledger: bytes | None = None
+    audit: bool = False
     device: str = "cpu"
     lineage: bytes | None = None
     parent_keys: Sequence[VerifierKey] = ()
     parent_root: bytes | None = None
     parent_proof: bytes | None = None
+    time: Sources = field(default_factory=Sources)
     progress: Callable[[str, int, int], None] = lambda _what, _done, _total: None
 
 
@@ -106,8 +124,9 @@ class _Verification:
     results: list[SegmentResult] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     claim: dict[str, Any] = field(default_factory=dict)
+    logs: tuple[VerifierKey, ...] = ()
+    opened: OpenedRoot = field(init=False)
     checkpoint: Checkpoint = field(init=False)
-    timestamp: int | None = field(init=False)
     file: BundleFile = field(init=False)
     states: States = field(init=False)
     manifest: Manifest = field(init=False)
@@ -149,16 +168,19 @@ class _Verification:
 
     def well_formed(self) -> tuple[Outcome, str]:
         """[check 0] The bundle is one, whole and nothing else."""
-        self.file = BundleFile(self.request.bundle)
+        bundle = self.request.bundle
+        self.file = BundleFile(bundle() if callable(bundle) else bundle)
         self.file.check_blobs(lambda done, total: self.request.progress("hashing the bundle", done, total))
-        bundle = self.file.bundle
-        self.states = States(bundle.snapshots, self.file.blob)
-        return Outcome.PASSED, f"{self.file.size} bytes, {len(bundle.opened)} segments opened"
+        index = self.file.bundle
+        self.states = States(index.snapshots, self.file.blob)
+        return Outcome.PASSED, f"{self.file.size} bytes, {len(index.opened)} segments opened"
 
     def signature(self) -> tuple[Outcome, str]:
-        """[check 1] Every given key has signed the root, and the bundle was made for this root."""
-        opened = open_root(self.request.signed_root, self.request.keys)
-        self.checkpoint, self.timestamp = opened.checkpoint, opened.timestamp
+        """[check 1] Every given key, and one of a policy's logs, has signed; the bundle was made for this root."""
+        policy = self.request.time.policy
+        self.logs = () if policy is None else tuple(log.key for log in policy.logs)
+        self.opened = opened = open_root(self.request.signed_root, self.request.keys, any_of=self.logs)
+        self.checkpoint = opened.checkpoint
         if self.checkpoint.extensions:
             raise SignatureError("extension lines of the signed root", expected=(), got=self.checkpoint.extensions)
         self.claim = {
@@ -166,7 +188,6 @@ class _Verification:
             "size": self.checkpoint.size,
             "root": self.checkpoint.root.hex(),
             "signed_by": sorted({key.name for key in opened.keys}),
-            "time": self.timestamp,
         }
         bundle = self.file.bundle
         if (bundle.size, bundle.root) != (self.checkpoint.size, self.checkpoint.root):
@@ -181,25 +202,42 @@ class _Verification:
         )
 
     def time(self) -> tuple[Outcome, str]:
-        """[check 2] What vouches for the time."""
-        if self.timestamp is None:
-            self.warnings.append("the signed root states no time that a given key vouches for")
-            return Outcome.NOT_MADE, "no cosignature by a given key"
-        self.warnings.append("the time is the signer's own claim; no independent witness vouches for it")
-        try:
-            when = datetime.datetime.fromtimestamp(self.timestamp, datetime.UTC).isoformat()
-        except (OverflowError, ValueError, OSError):
-            raise SignatureError("time of the cosignature", expected="a date", got=self.timestamp) from None
-        return Outcome.PASSED, f"{when}, self-asserted"
+        """[check 2] What vouches for the time, from above and from below."""
+        not_before, heads = None, []
+        with suppress(MalformedError):  # check 4 says what is wrong with the manifest
+            not_before = Manifest.parse(self.file.bundle.leaves[0]).not_before
+        with suppress(ProofError):  # check 3 says what is wrong with the ledger
+            heads = [entry.head.note for entry in self.entries()]
+        found = gather(self.opened, self.request.time, not_before, heads)
+        self.claim["time"] = found.pieces
+        self.warnings += found.warnings
+        found.require()
+        if not found.pieces:
+            return Outcome.NOT_MADE, "no cosignature by a given key, no token"
+        return Outcome.PASSED, "; ".join(found.details)
 
     def ledger(self) -> tuple[Outcome, str]:
         """[check 3] The signed root is in an append-only log."""
-        return Outcome.NOT_MADE, "no ledger evidence was given"
+        entries = self.entries()
+        if not entries:
+            return Outcome.NOT_MADE, "no ledger evidence was given"
+        self.warnings.append("whether the ledger was rewritten since is what polverify log tells")
+        head = entries[0].head.checkpoint
+        return Outcome.PASSED, f"leaf {entries[0].index} of {head.size} of {head.origin}"
+
+    def entries(self) -> list[Entered]:
+        """Return where the root is in its ledger: once, or not at all if no proof of it was given."""
+        if self.request.ledger is None:
+            return []
+        manifest = Manifest.parse(self.file.bundle.leaves[0])
+        time = self.opened.timestamp
+        keys = self.request.keys
+        return [check_entry(self.request.ledger, keys, self.checkpoint, manifest, time, any_of=self.logs)]
 
     def manifest_and_recipe(self) -> tuple[Outcome, str]:
         """[check 4] The manifest is this run's, and the verifier has its recipe."""
         self.manifest = manifest = Manifest.parse(self.file.bundle.leaves[0])
-        origins = {run_origin(key.name, manifest.run) for key in self.request.keys}
+        origins = {run_origin(key.name, manifest.run) for key in self.opened.keys}
         if origins != {self.checkpoint.origin}:
             raise MalformedError("run that the manifest names", expected=self.checkpoint.origin, got=manifest.run)
         self.claim |= {
@@ -265,8 +303,9 @@ class _Verification:
 
     def parent(self, data: bytes) -> tuple[Link, str]:
         """[check 5] The link to the parent holds; returns it with what to say of it."""
-        keys = self.request.parent_keys or self.request.keys
-        link = check_link(Lineage.parse(data), self.manifest, keys, self.request.parent_root)
+        own = self.request.parent_keys
+        keys, logs = (own, ()) if own else (self.request.keys, self.logs)
+        link = check_link(Lineage.parse(data), self.manifest, keys, self.request.parent_root, any_of=logs)
         at = link.root.checkpoint
         self.claim["parent"] = {
             "origin": at.origin,
@@ -279,8 +318,9 @@ class _Verification:
         if self.request.parent_proof is None:
             self.warnings.append("the parent's signed root was not shown to be in a ledger")
         else:
-            ledger = check_parent_in_ledger(link, TlogProof.parse(self.request.parent_proof), keys)
-            text += f", in the ledger {ledger}"
+            proof, time = self.request.parent_proof, link.root.timestamp
+            entry = check_entry(proof, keys, at, link.parent, time, any_of=logs)
+            text += f", in the ledger {entry.head.checkpoint.origin}"
         self.warnings.append("the parent's own training is for a verdict of its own; polverify chain joins them")
         return link, text + "; "
 
@@ -299,12 +339,17 @@ class _Verification:
         """[check 7] The bundle opens exactly the segments that were asked for."""
         opened = tuple(segment.index for segment in self.file.bundle.opened)
         if self.request.challenge is None:
-            self.warnings.append("no challenge: the prover chose which segments to open")
+            how = "the caller named" if callable(self.request.bundle) else "the prover chose"
+            self.warnings.append(f"no challenge: {how} which segments to open")
             return Outcome.NOT_MADE, "no challenge was given"
-        self.request.challenge.require(self.checkpoint.origin, self.checkpoint.size, self.checkpoint.root)
-        if opened != self.request.challenge.segments:
-            raise ChallengeError("opened segments", expected=self.request.challenge.segments, got=opened)
-        return Outcome.PASSED, f"{len(opened)} segments, {self.request.challenge.random} of them at random"
+        challenge = self.request.challenge
+        challenge.require(self.checkpoint.origin, self.checkpoint.size, self.checkpoint.root)
+        require_chosen(challenge, self.records)
+        if opened != challenge.segments:
+            raise ChallengeError("opened segments", expected=challenge.segments, got=opened)
+        if challenge.source != FRESH:
+            self.warnings.append(SOURCES[challenge.source])
+        return Outcome.PASSED, f"{len(opened)} segments, {challenge.random} of them at random"
 
     def inclusion(self) -> tuple[Outcome, str]:
         """[check 8] Each opened segment's record is in the signed tree."""
@@ -322,6 +367,8 @@ class _Verification:
             record.index: check_steps(record, self.file.blob(record.steps), self.manifest.dataset) for record in opened
         }
         wanted: set[bytes] = set()
+        for record in self.records if self.request.audit else ():
+            wanted |= {record.start_state, record.end_state}
         for record in opened:
             wanted |= {record.start_state, record.end_state}
             if record.base_step is not None:
@@ -349,6 +396,8 @@ class _Verification:
 
     def order(self) -> str:
         """[check 9] The order of samples is the one that the seed gives, where that was declared."""
+        if not self.steps:
+            return "no order to look at"
         if self.manifest.sampler != "seed":
             self.warnings.append("the order of samples was the prover's free choice")
             return "their order free"
@@ -365,12 +414,15 @@ class _Verification:
     def replay(self) -> tuple[Outcome, str]:
         """[check 10] Training each opened segment again leads to the committed state, bit for bit."""
         opened = [self.records[segment.index] for segment in self.file.bundle.opened]
+        if not opened:
+            return Outcome.UNDECIDED, "no segment is opened, so nothing was replayed"
         total = sum(record.end_step - record.start_step for record in opened)
         before = 0
         for record in opened:
             self.results.append(self.replay_segment(record, before, total))
             before += record.end_step - record.start_step
-        self.claim["steps_replayed"] = total
+        passed = [result for result in self.results if result.outcome is Outcome.PASSED]
+        self.claim["steps_replayed"] = sum(result.end_step - result.start_step for result in passed)
         undecided = [result for result in self.results if result.outcome is Outcome.UNDECIDED]
         if undecided:
             return Outcome.UNDECIDED, f"segment {undecided[0].index}: {undecided[0].detail}"
@@ -391,6 +443,8 @@ class _Verification:
             lambda done: self.request.progress("replaying", before + done, total),
         )
         if end.digest() != record.end_state:
+            if not replays_exactly(self.manifest.fidelity):
+                return self.approximate(record, end)
             raise ReplayError(
                 f"segment {record.index}, state after step {record.end_step} ({self.mismatch(record, end)})",
                 expected=record.end_state,
@@ -400,7 +454,27 @@ class _Verification:
             record.index, record.start_step, record.end_step, Outcome.PASSED, "state digests are equal"
         )
 
-    def mismatch(self, record: SegmentRecord, end: Any) -> str:
+    def approximate(self, record: SegmentRecord, end: Snapshot) -> SegmentResult:
+        """Say what can be said where training went on from other values than were committed: nothing of the numbers."""
+        committed = self.states.get(record.end_state)
+        name = f"segment {record.index}, state after step {record.end_step}"
+        if end.scalars != committed.scalars:
+            raise ReplayError(
+                f"{name}: scalars",
+                expected=hashlib.sha256(committed.scalars).digest(),
+                got=hashlib.sha256(end.scalars).digest(),
+            )
+        ours, theirs = ([(t.name, t.dtype, t.shape) for t in state.tensors] for state in (end, committed))
+        if ours != theirs:
+            first = next(pair for pair in zip_longest(theirs, ours) if pair[0] != pair[1])
+            raise ReplayError(f"{name}: tensors", expected=first[0], got=first[1])
+        detail = (
+            f"fidelity {self.manifest.fidelity} needs a tolerance, which this version does not have: training went on "
+            "from other values than were committed"
+        )
+        return SegmentResult(record.index, record.start_step, record.end_step, Outcome.UNDECIDED, detail)
+
+    def mismatch(self, record: SegmentRecord, end: Snapshot) -> str:
         """Say where a replayed state differs from the committed one."""
         committed = self.states.get(record.end_state)
         theirs = {entry.name: entry for entry in committed.entries()}
@@ -410,16 +484,50 @@ class _Verification:
         return f"{len(names)} tensors differ, the first is {names[0]}"
 
     def plausibility(self) -> tuple[Outcome, str]:
-        """[check 11] The norms in the opened records are those of their snapshots."""
-        for segment in self.file.bundle.opened:
-            record = self.records[segment.index]
-            got = distances(self.states.get(record.start_state), self.states.get(record.end_state))
-            for name in ("l1", "l2", "linf", "cos"):
-                ours, theirs = getattr(got, name), getattr(record.norms, name)
-                same = math.isclose(ours, theirs, rel_tol=NORM_TOLERANCE, abs_tol=NORM_TOLERANCE * max(got.l1, 1e-300))
-                if not (same or (math.isnan(ours) and math.isnan(theirs))):
-                    raise ReplayError(f"segment {segment.index}: norm {name}", expected=ours, got=theirs)
-        return Outcome.PASSED, "norms of the opened segments"
+        """[check 11] Norms are those of the snapshots, and moments are looked at where no replay has decided."""
+        count = len(self.records) if self.request.audit else len(self.file.bundle.opened)
+        wanted = range(count) if self.request.audit else [segment.index for segment in self.file.bundle.opened]
+        replayed = {result.index for result in self.results if result.outcome is Outcome.PASSED}
+        against: list[int] = []
+        decayed: list[int] = []
+
+        def progress(done: int, total: int) -> None:
+            self.request.progress("auditing", done, total)
+
+        for index, found in audit(self.records, wanted, self.states, progress):
+            if index in replayed:
+                continue
+            if found.against:
+                against.append(index)
+            if found.decayed is not None:
+                decayed.append(index)
+        if against:
+            self.warnings.append(f"the weights moved against their moments in {_listed(against)}; open them to be sure")
+        if decayed:
+            return (
+                Outcome.UNDECIDED,
+                f"second moments fell faster than beta2 lets them in {_listed(decayed)}; open them",
+            )
+        return Outcome.PASSED, "norms of all segments" if self.request.audit else "norms of the opened segments"
+
+    def power(self) -> Power:
+        """Say what these checks would have caught."""
+        challenge, opened = self.request.challenge, len(self.file.bundle.opened)
+        passed = [result for result in self.results if result.outcome is Outcome.PASSED]
+        whole = len(passed) == opened  # else the prover chose, by the classes he named, what was not replayed
+        drawn = challenge.random if challenge is not None and whole else 0
+        return Power(
+            segments=len(self.records),
+            fixed=len(passed) - drawn,
+            drawn=drawn,
+            population=len(self.records) - (len(passed) - drawn),
+            top=challenge.rules.top if challenge is not None and whole else 0,
+            audited=self.request.audit,
+            nonce_from="nobody" if challenge is None else challenge.source,
+            steps_replayed=sum(result.end_step - result.start_step for result in passed),
+            steps_trained=self.records[-1].end_step,
+            bytes_moved=self.file.size,
+        )
 
     def verdict(self, fault: str | None) -> Verdict:
         """[check 12] Add up."""
@@ -432,4 +540,19 @@ class _Verification:
         else:
             decision = Decision.ACCEPT
             reason = f"{len(self.results)} of {len(self.records)} segments replayed bit for bit"
-        return Verdict(decision, reason, tuple(self.checks), self.claim, tuple(self.results), tuple(self.warnings))
+        return Verdict(
+            decision,
+            reason,
+            tuple(self.checks),
+            self.claim,
+            tuple(self.results),
+            tuple(self.warnings),
+            None if decision is Decision.REJECT else self.power(),
+        )
+
+
+def _listed(segments: Sequence[int]) -> str:
+    """Name a few segments and count the rest."""
+    shown = ", ".join(map(str, segments[:MAX_NAMED]))
+    more = len(segments) - MAX_NAMED
+    return f"segment {shown}" if len(segments) == 1 else f"segments {shown}" + (f" and {more} more" if more > 0 else "")

@@ -14,19 +14,37 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it also runs as a plain script
 
-from tools.checker import bundle, canonical, challenge, codec, lineage, merkle, run_records, signed_root, state_digest
+from tools.checker import (
+    archive_files,
+    bundle,
+    canonical,
+    challenge,
+    codec,
+    ledger,
+    lineage,
+    merkle,
+    run_records,
+    signed_root,
+    state_digest,
+    tiles,
+    time,
+)
 from tools.checker.faults import MismatchError, RefusedError
 
 FORMATS = {
+    "archive_files": archive_files.check,
     "bundle": bundle.check,
     "canonical": canonical.check,
     "challenge": challenge.check,
     "codec": codec.check,
+    "ledger": ledger.check,
     "lineage": lineage.check,
     "merkle": merkle.check,
     "run_records": run_records.check,
     "signed_root": signed_root.check,
     "state_digest": state_digest.check,
+    "tiles": tiles.check,
+    "time": time.check,
 }
 FOLDER = Path(__file__).resolve().parents[1] / "specs" / "vectors"
 

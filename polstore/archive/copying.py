@@ -2,8 +2,8 @@
 
 Snapshots and blobs go first, each in a transaction of its own, and refer to nothing; then the run appears, or grows, in
 one transaction. So a copy that was stopped has changed no run, and copying again takes up what is there already. What
-both stores hold is not copied. Hashes and state digests are checked; signatures are not: that needs a key and is
-polverify's part.
+both stores hold is not copied, and neither is the ledger: it is the log of what was signed in one store. Hashes and
+state digests are checked; signatures are not: that needs a key and is polverify's part.
 """
 
 from __future__ import annotations

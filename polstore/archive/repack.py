@@ -23,6 +23,7 @@ from polstore.archive.references import Outline, store_needs
 from polstore.archive.states import States, fetch_stored
 from polstore.codec import frames
 from polstore.errors import DamagedError, MalformedError, MissingError, UsageError
+from polstore.storage.records import pack_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -144,7 +145,7 @@ class _Job:
     def one(self, digest: bytes, base: bytes | None) -> None:
         """Repack one snapshot."""
         old, blobs = fetch_stored(self.store, digest)
-        size = len(old.encode()) + old.stored_bytes
+        size = _size(old)
         self.result.snapshots += 1
         self.result.before += size
         self.result.after += size
@@ -162,7 +163,7 @@ class _Job:
             self._replace(old, new, fresh)
         self.result.rewritten += 1
         self.result.based_anew += new.base != old.base
-        self.result.after += len(new.encode()) + new.stored_bytes - size
+        self.result.after += _size(new) - size
 
     def _replace(self, old: StoredSnapshot, new: StoredSnapshot, blobs: dict[bytes, bytes]) -> None:
         kept = {blob for blob in old.blobs if self._users[blob] > 1} | set(new.blobs) | self._fixed
@@ -178,6 +179,11 @@ class _Job:
         self.store.write(work)
         self._users.subtract(old.blobs)
         self._users.update(new.blobs)
+
+
+def _size(stored: StoredSnapshot) -> int:
+    """Return the bytes that a snapshot's record and frames take in the store."""
+    return len(pack_record(stored.encode())) + stored.stored_bytes
 
 
 def _add_chain(plan: dict[bytes, bytes | None], needs: Needs, digest: bytes) -> None:

@@ -66,6 +66,7 @@ class StoreStats:
         blob_bytes: their size.
         unreferenced: blobs that no run needs; `polstore gc` deletes them.
         unreferenced_bytes: their size.
+        ledger: signed roots in the store's ledger.
         file: length of the data file; pages that were freed are used again and never given back.
     """
 
@@ -77,6 +78,7 @@ class StoreStats:
     blob_bytes: int = 0
     unreferenced: int = 0
     unreferenced_bytes: int = 0
+    ledger: int = 0
     file: int = 0
 
     def as_json(self) -> dict[str, Any]:
@@ -108,7 +110,7 @@ def stats(store: Store, run: str | None, progress: Callable[[str, int, int], Non
             for digest in needs[name].blobs() & sizes.keys():
                 users[digest] = users.get(digest, 0) + 1
             progress("reading records", done, len(names))
-        result = StoreStats(file=(store.path / DATA_FILE).stat().st_size)
+        result = StoreStats(ledger=view.ledger.size(), file=(store.path / DATA_FILE).stat().st_size)
         records: dict[bytes, int] = {}
         for name in names:
             records |= {digest: outline.record for digest, outline in needs[name].snapshots.items()}

@@ -28,7 +28,7 @@ RunOrAll = Annotated[str | None, typer.Option("--run", metavar="NAME", help="Nam
 
 
 def stats(store: StorePath, run: RunOrAll = None, as_json: AsJson = False) -> None:
-    """Show how many bytes the runs of a store take, and what they are."""
+    """Show how many bytes the runs of a store take, and in what."""
     with terminal.progress() as progress, open_store(store, readonly=True) as opened:
         found = store_stats(opened, run, progress)
     if as_json:
@@ -39,7 +39,8 @@ def stats(store: StorePath, run: RunOrAll = None, as_json: AsJson = False) -> No
     terminal.emit(
         f"all runs: {_size(found.logical)} of state in {_size(found.stored)}, ratio {found.ratio:.2f}; "
         f"{found.blobs} blobs of {_size(found.blob_bytes)}, "
-        f"{found.unreferenced} of {_size(found.unreferenced_bytes)} unreferenced; data file {_size(found.file)}"
+        f"{found.unreferenced} of {_size(found.unreferenced_bytes)} unreferenced; "
+        f"{found.ledger} ledger entries; data file {_size(found.file)}"
     )
 
 
@@ -117,7 +118,8 @@ def copy(
 ) -> None:
     """Copy runs into another store, everything checked on the way.
 
-    Copying again completes a copy that was stopped, and adds what was recorded since.
+    Copying again completes a copy that was stopped, and adds what was recorded since. The ledger is not copied: every
+    store keeps its own, which enters what is committed there.
     """
     with terminal.progress() as progress, open_store(source, readonly=True) as from_store:
         if run is not None:

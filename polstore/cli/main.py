@@ -8,7 +8,7 @@ from __future__ import annotations
 import typer
 
 from polstore import terminal
-from polstore.cli import archive, reading, writing
+from polstore.cli import archive, keys, log, publish, reading, time, writing
 
 __all__ = ["app", "main"]
 
@@ -20,9 +20,10 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: boxes cut option names, and show switches as if they took a value
     add_completion=False,
 )
-for command in (writing.keygen, writing.record, writing.commit, writing.prove, writing.lineage):
+for command in (keys.keygen, keys.pubkey, writing.record, writing.commit, writing.prove, writing.lineage):
     app.command()(command)
 for name, function in (
+    ("timestamp", time.timestamp),
     ("ls", reading.list_runs),
     ("show", reading.show),
     ("fsck", reading.fsck),
@@ -32,8 +33,10 @@ for name, function in (
     ("repack", archive.repack),
     ("copy", archive.copy),
     ("import", archive.import_snapshots),
+    ("publish", publish.publish),
 ):
     app.command(name)(function)
+app.add_typer(log.app, name="log")
 
 
 def main() -> None:

@@ -64,7 +64,7 @@ def show(
 
 
 def fsck(store: StorePath, as_json: AsJson = False) -> None:
-    """Check every blob, record, tree node and signed root of a store."""
+    """Check all that a store holds, and name what is damaged."""
     with terminal.progress() as progress, open_store(store, readonly=True) as opened:
         report = check_store(opened, progress)
     if as_json:
@@ -72,7 +72,9 @@ def fsck(store: StorePath, as_json: AsJson = False) -> None:
     else:
         for damage in report.damages:
             terminal.emit(terminal.text(f"damaged: {damage.what}: {damage.error}; affects {damage.cost}"))
-    size = f"{report.blobs} blobs, {report.snapshots} snapshots and {report.runs} runs"
+        for root in report.not_entered:
+            terminal.note(f"not in the ledger, as it was copied or is older than that: {root}")
+    size = f"{report.blobs} blobs, {report.snapshots} snapshots, {report.runs} runs and {report.ledger} ledger entries"
     if report.damages:
         raise DamagedError(f"{len(report.damages)} damages in {size}")
     terminal.note(f"no damage in {size}")

@@ -1,4 +1,4 @@
-"""Commands of the trainer: keygen, record, commit, prove."""
+"""Commands of the trainer: record, commit, prove, lineage."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from polstore import keyfile, terminal
+from polstore import terminal
 from polstore.ancestry import lineage as prove_lineage
 from polstore.ancestry import named_parent
+from polstore.cli.keys import KeyName, PassphraseFile, PrivateKeys, load_keys
 from polstore.cli.options import AsJson, RunName, StorePath, choose_run
 from polstore.errors import PolstoreError, ProofError, TrainingError, UsageError
 from polstore.files import read_file, write_atomic
+from polstore.not_before import read_checkpoint
 from polstore.prover import commit as commit_run
 from polstore.prover import prove as prove_run
+from polstore.prover import prove_records
 from polstore.reader import open_archive
 from polstore.storage.store import open_store
 from polstore.wire import canonical
@@ -31,32 +34,7 @@ from polstore.wire.note import parse as parse_note
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["commit", "keygen", "lineage", "prove", "record"]
-
-
-def keygen(
-    name: Annotated[
-        str,
-        typer.Option(
-            metavar="ORIGIN", help="Name of the signer, for instance example.com/alice; origins begin with it."
-        ),
-    ],
-    out: Annotated[
-        Path, typer.Option(metavar="KEY", help="Private key file to make; the public lines go into KEY.pub.")
-    ],
-    as_json: AsJson = False,
-) -> None:
-    """Make a signing key: KEY, to be kept secret, and KEY.pub.
-
-    The two lines of KEY.pub, which verifiers need, are printed too. Nothing is overwritten.
-    """
-    key = keyfile.generate(name, out)
-    lines = [item.line() for item in key.verifier_keys()]
-    if as_json:
-        terminal.emit_json({"name": name, "key": str(out), "public_key": f"{out}.pub", "verifier_keys": lines})
-        return
-    for line in lines:
-        terminal.emit(line)
+__all__ = ["commit", "lineage", "prove", "record"]
 
 
 def record(
@@ -87,6 +65,10 @@ def record(
     parent_root: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Signed root of the parent; its newest one if left out.")
     ] = None,
+    not_before: Annotated[
+        Path | None,
+        typer.Option(metavar="CHECKPOINT", help="A recent witnessed checkpoint, to show that training began after it."),
+    ] = None,
     config: Annotated[
         list[str] | None,
         typer.Option(
@@ -101,6 +83,7 @@ def record(
     settings = _settings(config or [])
     if parent is None and parent_root is not None:
         raise UsageError("--parent-root", expected="--parent beside it", got=parent_root)
+    earlier = None if not_before is None else read_checkpoint(not_before)
     from polstore.codec.live.recipe import RecipeFile  # leads to torch, like the next one
     from polstore.recording import record_recipe
 
@@ -119,6 +102,7 @@ def record(
             device=device,
             resume=resume,
             sync=sync,
+            not_before=earlier,
             progress=lambda done, total: progress("hashing samples", done, total),
         )
         with recorder:
@@ -135,19 +119,24 @@ def record(
 
 def commit(
     store: StorePath,
-    key: Annotated[Path, typer.Option(metavar="KEY", help="Private key file, made by keygen.")],
+    key: PrivateKeys,
     run: RunName = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="File for the signed root; stdout if left out.")
     ] = None,
+    name: KeyName = None,
+    passphrase_file: PassphraseFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Sign the root over all that was recorded so far."""
-    signing_key = keyfile.load_signing_key(key)
+    """Sign the root over all that was recorded so far.
+
+    With several keys of one name, as during a rotation, each of them signs.
+    """
+    keys = load_keys(key, name, passphrase_file)
     with open_store(store) as opened:
         with opened.read() as view:
-            name = choose_run(view.runs(), run)
-        signed = commit_run(opened, name, signing_key)
+            chosen = choose_run(view.runs(), run)
+        signed = commit_run(opened, chosen, *keys)
     checkpoint = parse_text(parse_note(signed).text)
     if out is not None:
         write_atomic(out, signed)
@@ -174,23 +163,41 @@ def prove(
         list[int] | None, typer.Option(metavar="I", help="Segment to open, counted from 0; repeatable.")
     ] = None,
     challenge: Annotated[Path | None, typer.Option(metavar="FILE", help="Challenge file from polverify.")] = None,
+    records: Annotated[
+        bool,
+        typer.Option("--records", help="Open nothing: only show all segment records, for a verifier to choose by."),
+    ] = False,
+    audit: Annotated[
+        bool, typer.Option("--audit", help="Hand over every snapshot, from which all norms can be computed again.")
+    ] = False,
+    leaves: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Leaves under the signed root to prove against; the newest if left out."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Open segments of a run in a bundle that polverify checks."""
-    if bool(segment) == (challenge is not None):
-        raise UsageError("what to open", expected="--segment or --challenge", got="both" if segment else "neither")
+    if bool(segment) + (challenge is not None) + records > 1 or not (segment or challenge or records or audit):
+        wanted = "--segment, --challenge, --records or --audit"
+        raise UsageError("what to open", expected=wanted, got="both" if segment and challenge else "neither or several")
+    if records and audit:
+        raise UsageError("--records", expected="no --audit, which shows the records too", got="both")
+    if leaves is not None and challenge is not None:
+        raise UsageError("--leaves", expected="no --challenge, which names its root", got="both")
     if segment and min(segment) < 0:
         raise UsageError("--segment", expected="0 or more", got=min(segment))
     with open_archive(store) as archive:
         name = choose_run(archive.runs(), run)
         found = archive.run(name)
-        if challenge is None:
-            proof = prove_run(found, segment or [])
+        if records:
+            proof = prove_records(found, leaves)
+        elif challenge is None:
+            proof = prove_run(found, segment or [], leaves, audit=audit)
         else:
             asked = _read_challenge(challenge)
             root = found.signed_checkpoint(asked.size)
             asked.require(root.origin, root.size, root.root)
-            proof = prove_run(found, asked.segments, asked.size)
+            proof = prove_run(found, asked.segments, asked.size, audit=audit)
         proof.write(out)
     bundle = proof.bundle
     if as_json:
@@ -216,7 +223,10 @@ def lineage(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Prove that a run began with the tensors of its parent, in a file that polverify checks."""
+    """Prove that a run began with its parent's tensors.
+
+    The file is for polverify check and polverify chain.
+    """
     path, given = (store, None) if parent is None else named_parent(parent)
     with open_archive(store) as archive, open_archive(path) as parents:
         found = archive.run(choose_run(archive.runs(), run))

@@ -21,6 +21,7 @@ from polstore.codec.snapshot import Array, Snapshot, bits
 from polstore.codec.stored import (
     FLOATS,
     INTEGERS,
+    NEEDS_BASE,
     SCALED,
     Encoding,
     StoredFrame,
@@ -28,7 +29,7 @@ from polstore.codec.stored import (
     StoredSnapshot,
     StoredTensor,
 )
-from polstore.errors import DamagedError
+from polstore.errors import DamagedError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -143,8 +144,10 @@ class _Writer:
         """Encode a tensor and return its row."""
         encoding = _encoding_of(part)
         row = StoredTensor(part.tensor.entry(), encoding, part.exponent if encoding in SCALED else 0)
-        if encoding is Encoding.SAME or not row.count:
+        if not row.holds_items:
             return row
+        if encoding in NEEDS_BASE and part.partner is None:
+            raise UsageError(f"quantised tensor {part.name} has no partner", expected="a tensor", got=part.scheme.value)
         stream = self._streams.setdefault(row.stream, _Stream(row.stream[1]))
         for elements, room in self._rooms(row, stream):
             _write(row, part, elements, room)

@@ -17,8 +17,18 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from polstore.codec.halves import to_halves
+from polstore.codec.proportion import round_short, round_steps, salt_of, step_exponent, tensor_key
 from polstore.codec.snapshot import Array, Snapshot, Tensor
-from polstore.codec.values import MIN_EXPONENT, TOP_EXPONENT, add_halves, add_steps, round_mantissa, scale_halves
+from polstore.codec.values import (
+    MIN_EXPONENT,
+    SHORT_DIFFERENCE_BITS,
+    SHORT_VALUE_BITS,
+    TOP_EXPONENT,
+    add_halves,
+    add_steps,
+    round_mantissa,
+    scale_halves,
+)
 from polstore.errors import TrainingError, UsageError
 
 if TYPE_CHECKING:
@@ -36,13 +46,14 @@ __all__ = [
     "quantise",
     "quantise_tensor",
     "quantise_tensors",
+    "replays_exactly",
     "require_subnormals",
     "role_of",
     "roles_of",
     "writes_back",
 ]
 
-FIDELITIES = ("float16-writeback", "lossless")
+FIDELITIES = ("float16-writeback", "compact-writeback", "float16", "lossless")  # the first is what nothing said means
 
 # Last components of the names of float32 optimizer tensors: keys of torch.optim, and of Hugging Face's Adafactor.
 FIRST_MOMENTS = frozenset({"exp_avg", "momentum_buffer"})
@@ -135,14 +146,35 @@ class Quantised:
     def _values(self) -> Array:
         if self.items is None:
             raise UsageError(f"quantised tensor {self.name} has no items", expected="an array", got=self.scheme.value)
+        wanted = _ITEMS.get(self.scheme)
+        if wanted is None:
+            return self.items
+        if self.items.dtype != wanted:
+            raise UsageError(f"items of quantised tensor {self.name}", expected=wanted, got=self.items.dtype.str)
         if self.scheme is Scheme.SCALED_VALUE:
             return scale_halves(self.items, self.exponent)
-        if self.scheme not in (Scheme.SCALED_DELTA, Scheme.STEPPED_DELTA):
-            return self.items
-        if self.partner is None:
-            raise UsageError(f"quantised tensor {self.name} has no partner", expected="a tensor", got=self.scheme.value)
+        if self.partner is None or self.partner.data.size != self.items.size:
+            raise UsageError(f"quantised tensor {self.name} has no partner like it", expected=self.shape, got=None)
         add = add_halves if self.scheme is Scheme.SCALED_DELTA else add_steps
         return add(self.partner.data, self.items, self.exponent)
+
+
+_ITEMS = {Scheme.SCALED_DELTA: "<u2", Scheme.SCALED_VALUE: "<u2", Scheme.STEPPED_DELTA: "<i2"}
+
+
+def base_is_previous(fidelity: str) -> bool:
+    """Whether snapshots are taken against the one before them (or none), rather than against any of the last 64."""
+    return fidelity == "compact-writeback"
+
+
+def writes_back(fidelity: str) -> bool:
+    """Whether training goes on from what was committed, where that differs from the live state."""
+    return fidelity.endswith("-writeback")
+
+
+def replays_exactly(fidelity: str) -> bool:
+    """Whether a replay starts from the very values that training went on from, so that it must end in the same ones."""
+    return fidelity == "lossless" or writes_back(fidelity)
 
 
 def role_of(name: str, dtype: str, shape: tuple[int, ...]) -> Role:
@@ -181,16 +213,6 @@ def roles_of(tensors: Iterable[Named]) -> list[Role]:
     return roles
 
 
-def writes_back(fidelity: str) -> bool:
-    """Say whether training goes on from the committed values."""
-    return fidelity.endswith("-writeback")
-
-
-def base_is_previous(fidelity: str) -> bool:
-    """Say whether snapshots are to be taken against the one before, where others are taken against a keyframe."""
-    return fidelity == "compact-writeback"
-
-
 def quantise(snapshot: Snapshot, base: Snapshot | None, fidelity: str) -> Snapshot:
     """Return the committed snapshot: what a reader gets back after everything was stored.
 
@@ -215,23 +237,32 @@ def quantise_tensors(snapshot: Snapshot, base: Snapshot | None, fidelity: str) -
         raise UsageError("unknown fidelity", expected=" or ".join(FIDELITIES), got=fidelity)
     if fidelity != "lossless":
         require_subnormals()
-    return _quantise_each(snapshot.tensors, roles_of(snapshot.tensors), base, fidelity)
+    return _quantise_each(snapshot, base, fidelity)
 
 
-def _quantise_each(
-    tensors: Iterable[Tensor], roles: Iterable[Role], base: Snapshot | None, fidelity: str
-) -> Iterator[Quantised]:
-    for tensor, role in zip(tensors, roles, strict=True):
+def _quantise_each(snapshot: Snapshot, base: Snapshot | None, fidelity: str) -> Iterator[Quantised]:
+    salt = salt_of(snapshot.scalars)
+    for tensor, role in zip(snapshot.tensors, roles_of(snapshot.tensors), strict=True):
         partner = base.partner(tensor.name, tensor.dtype, tensor.shape) if base is not None else None
-        yield quantise_tensor(tensor, partner, role, fidelity)
+        yield quantise_tensor(tensor, partner, role, fidelity, salt)
 
 
-def quantise_tensor(tensor: Tensor, partner: Tensor | None, role: Role, fidelity: str) -> Quantised:
-    """Say how one tensor's committed values come about; the role is that of `roles_of`."""
-    if fidelity == "lossless":
+def quantise_tensor(tensor: Tensor, partner: Tensor | None, role: Role, fidelity: str, salt: bytes) -> Quantised:
+    """Say how one tensor's committed values come about.
+
+    Args:
+        tensor: the live tensor.
+        partner: the base's tensor like it, if there is one.
+        role: that of `roles_of`.
+        fidelity: one of `FIDELITIES`.
+        salt: `salt_of` the live snapshot's scalars.
+    """
+    if fidelity == "lossless" or partner is None or role is Role.EXACT or tensor.data.size == 0:
         return _exact(tensor, partner)
     with np.errstate(all="ignore"):  # infinities and NaN are looked for, not trapped
-        return _quantised(tensor, partner, role)
+        if fidelity == "compact-writeback":
+            return _compact(tensor, partner, role, tensor_key(tensor.name, salt))
+        return _float16(tensor, partner, role)
 
 
 def _exact(tensor: Tensor, partner: Tensor | None) -> Quantised:
@@ -240,9 +271,8 @@ def _exact(tensor: Tensor, partner: Tensor | None) -> Quantised:
     return part
 
 
-def _quantised(tensor: Tensor, partner: Tensor | None, role: Role) -> Quantised:
-    if partner is None or role is Role.EXACT or tensor.data.size == 0:
-        return _exact(tensor, partner)
+def _float16(tensor: Tensor, partner: Tensor, role: Role) -> Quantised:
+    """Quantise a tensor for the two float16 fidelities."""
     about = (tensor.name, tensor.dtype, tensor.shape, partner)
     if role is Role.SECOND_MOMENT:
         data = round_mantissa(tensor.data)
@@ -260,6 +290,30 @@ def _quantised(tensor: Tensor, partner: Tensor | None, role: Role) -> Quantised:
     halves = to_halves(delta * np.float32(2.0**-exponent))
     scheme = Scheme.SCALED_DELTA if role is Role.WEIGHT else Scheme.SCALED_VALUE
     part = Quantised(*about, scheme, exponent, halves)
+    return part if math.isfinite(_largest(part.tensor.data)) else _exact(tensor, partner)
+
+
+def _compact(tensor: Tensor, partner: Tensor, role: Role, key: int) -> Quantised:
+    """Quantise a tensor for ``compact-writeback``, given its key."""
+    about = (tensor.name, tensor.dtype, tensor.shape, partner)
+    if role is Role.WEIGHT:
+        delta = tensor.data - partner.data
+        largest = _largest(delta)
+        if not math.isfinite(largest):
+            return _exact(tensor, partner)
+        if largest == 0:
+            return Quantised(*about, Scheme.UNCHANGED)
+        exponent = step_exponent(delta)
+        steps = round_steps(delta, tensor.data, key, exponent)
+        part = Quantised(*about, Scheme.STEPPED_DELTA, exponent, steps)
+    elif not math.isfinite(_largest(tensor.data)):
+        return _exact(tensor, partner)
+    elif role is Role.FIRST_MOMENT:
+        short = round_short(tensor.data, key, SHORT_VALUE_BITS, keep_nonzero=False)
+        part = Quantised(*about, Scheme.SHORT_VALUE, items=short)
+    else:
+        short = round_short(tensor.data, key, SHORT_DIFFERENCE_BITS, keep_nonzero=True)
+        part = Quantised(*about, Scheme.SHORT_DIFFERENCE, items=short)
     return part if math.isfinite(_largest(part.tensor.data)) else _exact(tensor, partner)
 
 

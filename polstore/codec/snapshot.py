@@ -102,11 +102,11 @@ class Tensor:
 
     def entry(self) -> TensorEntry:
         """Return what is committed of the tensor; hashed on the first call, then kept."""
-        return self._entry
-
-    @cached_property
-    def _entry(self) -> TensorEntry:
-        return TensorEntry(self.name, self.dtype, self.shape, hashlib.sha256(self.data.data).digest())
+        found: TensorEntry | None = self.__dict__.get("_entry")
+        if found is None:  # no cached_property: in Python 3.11 all tensors would share its lock while they are hashed
+            found = TensorEntry(self.name, self.dtype, self.shape, hashlib.sha256(self.data.data).digest())
+            self.__dict__["_entry"] = found
+        return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import contextmanager
+from itertools import chain
 from typing import TYPE_CHECKING, TypeAlias
 
 import lmdb
@@ -17,7 +18,7 @@ from polstore.errors import CallerError, DamagedError, FullError, LockedError, U
 from polstore.files import FULL, file_error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     Transaction: TypeAlias = lmdb.Transaction[memoryview]
@@ -96,15 +97,23 @@ class Handle:
         self._transaction = transaction
         self._ended = False
 
+    def number(self) -> int:
+        """Return the number of the transaction whose state is seen."""
+        with self._used() as transaction:
+            return int(transaction.id())
+
     def end(self) -> None:
         """Refuse all further use; does not touch LMDB."""
         self._ended = True
 
     def get(self, key: bytes) -> bytes | None:
         """Return a copy of a value, or None."""
-        with self._used() as transaction:
-            value = transaction.get(key)
-            return None if value is None else bytes(value)
+        self._require_use()
+        try:  # not `_used`: proofs are made of many small reads, and a context manager costs more than one of them
+            value = self._transaction.get(key)
+        except lmdb.Error as error:
+            raise translated(error, self.path) from error
+        return None if value is None else bytes(value)
 
     def size(self, key: bytes) -> int | None:
         """Return the length of a value in bytes, without reading it, or None."""
@@ -114,8 +123,12 @@ class Handle:
 
     def last(self, prefix: bytes) -> bytes | None:
         """Return the last key that begins with ``prefix``, or None; the byte after it must never be 255."""
+        return self.last_before(prefix + b"\xff", prefix)
+
+    def last_before(self, end: bytes, prefix: bytes) -> bytes | None:
+        """Return the last key below ``end`` if it begins with ``prefix``, or None."""
         with self._used() as transaction, transaction.cursor() as cursor:
-            found = cursor.prev() if cursor.set_range(prefix + b"\xff") else cursor.last()
+            found = cursor.prev() if cursor.set_range(end) else cursor.last()
             key = bytes(cursor.key()) if found else b""
             return key if key.startswith(prefix) else None
 
@@ -146,17 +159,35 @@ class Handle:
         with self._used() as transaction:
             return transaction.put(key, value, overwrite=overwrite)
 
+    def put_many(self, pairs: Iterable[tuple[bytes, bytes]]) -> int:
+        """Store many values, none of them overwriting; return how many keys were free. Fastest in the keys' order.
+
+        Raises:
+            UsageError: a value longer than `MAX_VALUE`.
+        """
+        found = list(pairs)
+        total = sum(map(len, chain.from_iterable(found)))
+        if total > MAX_VALUE and (longest := max(len(value) for _, value in found)) > MAX_VALUE:
+            raise UsageError("value is too long for LMDB", expected=f"at most {MAX_VALUE} bytes", got=longest)
+        self.written += total
+        with self._used() as transaction, transaction.cursor() as cursor:
+            _, added = cursor.putmulti(found, overwrite=False)
+            return int(added)
+
     def delete(self, key: bytes) -> bool:
         """Remove a key and its value; return whether it was there."""
         self.written += len(key)
         with self._used() as transaction:
             return transaction.delete(key)
 
-    @contextmanager
-    def _used(self) -> Iterator[Transaction]:
+    def _require_use(self) -> None:
         check_process(self._process, self.path)
         if self._ended:
             raise UsageError(f"store {self.path}: this view of it has ended; use it inside its 'with' block only")
+
+    @contextmanager
+    def _used(self) -> Iterator[Transaction]:
+        self._require_use()
         try:
             yield self._transaction
         except lmdb.MapFullError as error:

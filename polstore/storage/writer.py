@@ -8,11 +8,17 @@ here knows whether anything needs them: that is for `polstore.archive` to find o
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 from polstore.errors import DamagedError, ExistsError, UsageError
 from polstore.storage import keys
+from polstore.storage.ledger import LedgerWriter
 from polstore.storage.reader import Reader
+from polstore.storage.records import pack_record
 from polstore.wire import merkle
+
+if TYPE_CHECKING:
+    from polstore.storage.transaction import Handle
 
 __all__ = ["MAX_LEAF", "Writer"]
 
@@ -25,6 +31,15 @@ class Writer(Reader):
     Every method raises UsageError for names, digests and numbers that no store can hold. A run must be put before
     anything else of it (MissingError).
     """
+
+    def __init__(self, handle: Handle) -> None:
+        super().__init__(handle)
+        self._handle: Handle = handle
+
+    @property
+    def ledger(self) -> LedgerWriter:
+        """The ledger, within this same transaction."""
+        return LedgerWriter(self._handle)
 
     def put_blob(self, data: bytes) -> bytes:
         """Store a blob and return its digest, 32 bytes; a damaged copy of it is replaced."""
@@ -57,7 +72,8 @@ class Writer(Reader):
 
     def put_stored_snapshot(self, state_digest: bytes, record: bytes) -> None:
         """Store the record of how a snapshot is stored, in place of what was there (it may be recompressed)."""
-        self._handle.put(keys.digest_key(keys.STORED_SNAPSHOT, state_digest), record, overwrite=True)
+        key = keys.digest_key(keys.STORED_SNAPSHOT, state_digest)
+        self._handle.put(key, pack_record(record), overwrite=True)
 
     def delete_blob(self, digest: bytes) -> bool:
         """Delete a blob and return whether it was there; the caller has made sure that nothing needs it."""
@@ -88,7 +104,8 @@ class Writer(Reader):
         key = keys.number_key(keys.ROOT, run, size)
         if size > count:
             raise UsageError(f"signed root of run {run}", expected=f"a tree of at most {count} leaves", got=size)
-        self._put_once(run, key, text, f"signed root over {size} leaves of run {run}")
+        value = text + hashlib.sha256(text).digest()  # without a key, nothing else here vouches for the signatures
+        self._put_once(run, key, value, f"signed root over {size} leaves of run {run}")
 
     def _put_once(self, run: str, key: bytes, value: bytes, what: str) -> None:
         self._require_run(run)

@@ -1,8 +1,8 @@
 """The signed root: a C2SP checkpoint, signed by the run's key and cosigned with a timestamp.
 
 A checkpoint states origin, size and root of a tree. `sign_root` wraps it into a note, and `open_root` wants the
-signature of every key it is given. The time is the signer's own claim: only an independent witness makes it evidence.
-Implements specs/signed-root.md. Does no I/O and reads no clock.
+signature of every key that it is told to. The time is the signer's own claim: only an independent witness makes it
+evidence. Implements specs/signed-root.md. Does no I/O and reads no clock.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class OpenedRoot:
 
     Attributes:
         checkpoint: origin, size and root.
-        keys: the keys that signed, in the order of the note's lines: all that were given to `open_root`.
+        keys: those of the given keys that signed, in the order of the note's lines.
         timestamp: the latest time that a cosignature states, seconds since 1970; None without a cosignature key.
         note: the whole note, signatures of unknown keys included.
     """
@@ -107,40 +107,59 @@ def run_origin(key_name: str, run: str) -> str:
     return f"{key_name}/{run}"
 
 
-def sign_root(checkpoint: Checkpoint, key: SigningKey, timestamp: int) -> bytes:
-    """Return the signed root: the note with its Ed25519 signature line and its cosignature line.
+def sign_root(checkpoint: Checkpoint, key: SigningKey, timestamp: int, *more: SigningKey) -> bytes:
+    """Return the signed root: the note with an Ed25519 signature line and a cosignature line of each key.
 
     Args:
         checkpoint: what to sign; its origin is the key's name, or starts with it and a slash.
         key: the signer.
         timestamp: seconds since 1970, from 1 to 2**63 - 1.
+        more: further keys, during a rotation.
 
     Raises:
-        UsageError: an origin under another name, or a timestamp out of range.
+        UsageError: an origin under another name, the same key twice, or a timestamp out of range.
     """
-    if not _owns(key.name, checkpoint.origin):
-        raise UsageError("origin to sign", expected=f"{key.name} or {key.name}/…", got=checkpoint.origin)
-    text = checkpoint.text()
-    return note.Note(text, (note.sign(text, key), note.cosign(text, key, timestamp))).encode()
+    text, signatures = checkpoint.text(), []
+    for signer in (key, *more):
+        if not _owns(signer.name, checkpoint.origin):
+            raise UsageError("origin to sign", expected=f"{signer.name} or {signer.name}/…", got=checkpoint.origin)
+        signatures += [note.sign(text, signer), note.cosign(text, signer, timestamp)]
+    if len(set(signatures)) != len(signatures):
+        raise UsageError("keys to sign with", expected="each key once", got="one twice")
+    return note.Note(text, tuple(signatures)).encode()
 
 
-def open_root(data: bytes, keys: Sequence[VerifierKey]) -> OpenedRoot:
-    """Check a signed root against keys, all of which must have signed it, and return what it states.
+def open_root(data: bytes, keys: Sequence[VerifierKey], *, any_of: Sequence[VerifierKey] = ()) -> OpenedRoot:
+    """Check a signed root against keys and return what it states.
+
+    Args:
+        data: the note.
+        keys: all of these must have signed it.
+        any_of: one of these must have, if there are any: the log keys of a policy, or both keys during a rotation.
+            Those whose name does not fit the origin are of other logs, and count for nothing here.
 
     Raises:
         MalformedError: not a note, or its text is no checkpoint.
-        SignatureError: a given key has not signed, has signed falsely, or the origin lies under another name.
-        UsageError: no keys, or the same one twice.
+        SignatureError: a key that must have signed has not, a known key has signed falsely, or the origin lies under
+            another name.
+        UsageError: no keys at all, or the same one twice.
     """
-    if not keys:
+    if not keys and not any_of:
         raise UsageError("a signed root cannot be checked without a key")
     opened = note.parse(data)
     checkpoint = parse_text(opened.text)
     for key in keys:
         if not _owns(key.name, checkpoint.origin):
             raise SignatureError("origin", expected=f"{key.name} or {key.name}/…", got=checkpoint.origin)
-    verified = note.verify(opened, keys)
+    eligible = [key for key in any_of if _owns(key.name, checkpoint.origin)]
+    if any_of and not eligible:
+        names = " or ".join(sorted({f"{key.name} or {key.name}/…" for key in any_of}))
+        raise SignatureError("origin", expected=names, got=checkpoint.origin)
+    verified = note.verify(opened, [*keys, *(key for key in eligible if key not in keys)])
     signers = tuple(item.key for item in verified)
+    if eligible and not any(key in signers for key in eligible):
+        wanted = " or ".join(key.line() for key in eligible)
+        raise SignatureError("none of these keys has signed", expected=wanted, got=[key.line() for key in signers])
     missing = [key.line() for key in keys if key not in signers]
     if missing:
         raise SignatureError("a key has not signed", expected=", ".join(missing), got=[key.line() for key in signers])

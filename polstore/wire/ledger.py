@@ -103,8 +103,8 @@ class LedgerLeaf:
         )
 
 
-def open_head(data: bytes, keys: Sequence[VerifierKey]) -> OpenedRoot:
-    """Check a head of the ledger against keys, all of which must have signed it, and return what it states.
+def open_head(data: bytes, keys: Sequence[VerifierKey], *, any_of: Sequence[VerifierKey] = ()) -> OpenedRoot:
+    """Check a head of the ledger against keys and return what it states; arguments as for `open_root`.
 
     Raises:
         MalformedError: not a note, or its text is no checkpoint.
@@ -112,8 +112,8 @@ def open_head(data: bytes, keys: Sequence[VerifierKey]) -> OpenedRoot:
             that it is the signed root of a run; or it has extension lines.
         UsageError: no keys, or the same one twice.
     """
-    opened = open_root(data, keys)
-    for key in keys:
+    opened = open_root(data, keys, any_of=any_of)
+    for key in opened.keys:
         if key.name != opened.checkpoint.origin:
             raise SignatureError("origin of a ledger", expected=key.name, got=opened.checkpoint.origin)
     if opened.checkpoint.extensions:

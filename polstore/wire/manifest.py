@@ -21,7 +21,7 @@ from polstore.wire.state import check_order
 if TYPE_CHECKING:
     from polstore.wire.canonical import Value
 
-__all__ = ["MAX_LEAF", "RUN_NAME", "Dataset", "Initial", "Manifest", "Optimizer", "Parent", "Recipe"]
+__all__ = ["MAX_LEAF", "MAX_NOT_BEFORE", "RUN_NAME", "Dataset", "Initial", "Manifest", "Optimizer", "Parent", "Recipe"]
 
 MAX_LEAF = 65_535  # bytes: the longest entry that a C2SP tile bundle can carry
 RUN_NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,63}"

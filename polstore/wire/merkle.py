@@ -9,7 +9,7 @@ before they hash anything, and raise or return nothing. Proofs for many leaves a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 from polstore.errors import MerkleError, UsageError
@@ -18,10 +18,12 @@ from polstore.wire.fields import DIGEST_SIZE, MAX_INDEX
 __all__ = [
     "EMPTY_ROOT",
     "Node",
+    "completed_levels",
     "completed_nodes",
     "consistency_proof",
     "inclusion_proof",
     "leaf_hash",
+    "leaf_hashes",
     "node_hash",
     "nodes_of",
     "root",
@@ -39,6 +41,12 @@ Node: TypeAlias = Callable[[int, int], bytes]
 def leaf_hash(data: bytes) -> bytes:
     """Return the hash of a leaf, 32 bytes (RFC 6962, 2.1)."""
     return hashlib.sha256(b"\x00" + data).digest()
+
+
+def leaf_hashes(data: Iterable[bytes]) -> list[bytes]:
+    """Return the hashes of many leaves, in order."""
+    sha256 = hashlib.sha256  # a name of its own: a million of these hashes are bounded by what Python adds to them
+    return [sha256(b"\x00" + item).digest() for item in data]
 
 
 def node_hash(left: bytes, right: bytes) -> bytes:
@@ -85,6 +93,23 @@ def completed_nodes(index: int, leaf: bytes, node: Node) -> list[tuple[int, int,
         level, index = level + 1, index >> 1
         completed.append((level, index, leaf))
     return completed
+
+
+def completed_levels(size: int, new_leaves: Sequence[bytes], node: Node) -> Iterator[tuple[int, int, Sequence[bytes]]]:
+    """Yield the full subtrees that appending many leaves completes, as (level, index of the first, hashes).
+
+    Level 0 comes first, and the hashes of a level are neighbours. Each node is hashed once.
+
+    Args:
+        size: leaves of the tree before.
+        new_leaves: leaf hashes to append, 32 bytes each.
+        node: the nodes of the tree before.
+    """
+    level, first, hashes = 0, size, new_leaves
+    while hashes:
+        yield level, first, hashes
+        hashes = _pairs([node(level, first - 1), *hashes] if first & 1 else hashes)
+        level, first = level + 1, first >> 1
 
 
 def root_from_nodes(size: int, node: Node) -> bytes:
@@ -172,9 +197,10 @@ def verify_consistency(old_size: int, old_root: bytes, new_size: int, new_root: 
         raise MerkleError(f"consistency proof leads to another root for size {new_size}", expected=new_root, got=new)
 
 
-def _pairs(level: list[bytes]) -> list[bytes]:
+def _pairs(level: Iterable[bytes]) -> list[bytes]:
     """Hash neighbours; an odd last one is left out."""
-    return [node_hash(left, right) for left, right in zip(level[::2], level[1::2], strict=False)]
+    sha256, items = hashlib.sha256, iter(level)
+    return [sha256(b"\x01" + left + right).digest() for left, right in zip(items, items, strict=False)]
 
 
 def split(start: int, end: int) -> int:

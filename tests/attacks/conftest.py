@@ -10,13 +10,16 @@ import pytest
 import torch
 
 from polstore.prover import commit, prove
-from polstore.reader import Run
+from polstore.publish import publish
+from polstore.reader import Run, open_archive
 from polstore.recording import record_recipe
 from polstore.storage.store import open_store
+from polverify.time import Sources
 from polverify.verdict import Decision, Outcome, Verdict
 from polverify.verify import Request, verify
 from tests.attacks import forge
 from tests.attacks.forge import Evidence
+from tests.attacks.served import Archive
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,6 +75,18 @@ def trained() -> forge.Trainer:
 
 
 @pytest.fixture(scope="session")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Archive:
+    """The honest run, published."""
+    path = tmp_path_factory.mktemp("archive")
+    evidence = recorded(path / "st")
+    with open_archive(path / "st") as opened:
+        publish(opened, path / "www", [forge.RUN], lambda *_: None)
+    found = Archive(path / "www", evidence.root, evidence.bundle.leaves)
+    assert all((found.directory / name).is_file() for name in found.names().values())
+    return found
+
+
+@pytest.fixture(scope="session")
 def judge(tmp_path_factory: pytest.TempPathFactory) -> Judge:
     """Verify a proof, given as evidence or as the bytes of a root and a bundle."""
     path = tmp_path_factory.mktemp("bundles") / "bundle"
@@ -84,6 +99,9 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Judge:
         keys: Any = None,
         recipe: Any = None,
         challenge: Any = None,
+        ledger: bytes | None = None,
+        time: Any = None,
+        audit: bool = False,
         **options: Any,
     ) -> Verdict:
         if evidence is not None:
@@ -93,7 +111,10 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Judge:
         assert data is not None
         path.write_bytes(data)
         wanted = forge.KEY.verifier_keys() if keys is None else keys
-        return verify(Request(root, wanted, path, recipe or forge.RECIPE, challenge, **options))
+        sources = time or Sources()
+        return verify(
+            Request(root, wanted, path, recipe or forge.RECIPE, challenge, ledger, audit, time=sources, **options)
+        )
 
     return judged
 

@@ -22,7 +22,7 @@ from polstore.codec.live.recipe import RecipeFile
 from polstore.codec.live.samples import dataset_hashes, load_batch
 from polstore.codec.live.state import LiveState, hyperparameters, loss_value
 from polstore.codec.norms import distances
-from polstore.codec.quantise import quantise
+from polstore.codec.quantise import base_is_previous, quantise, writes_back
 from polstore.codec.snapshot import Snapshot, Tensor
 from polstore.recording import run_seed, seed_initial
 from polstore.wire import canonical, merkle
@@ -142,6 +142,7 @@ class Trainer:
     steps: int = STEPS
     every: int = EVERY
     recipe_file: RecipeFile = RECIPE
+    audit: bool = False  # whether the bundle carries every snapshot
     base: int | None = 0  # step of the snapshot that all are quantised against, as a recorder has it for short runs
 
     def __post_init__(self) -> None:
@@ -181,6 +182,12 @@ class Trainer:
         """The dataset whose root is declared."""
         return self.dataset
 
+    def base_of(self, start: int) -> int | None:
+        """The step of the snapshot that the end of the segment from ``start`` is quantised against."""
+        if self.base is None or self.fidelity == "lossless":
+            return None
+        return start if base_is_previous(self.fidelity) else self.base
+
     # The honest rest.
 
     def run(self, opened: tuple[int, ...] | None = None) -> Evidence:
@@ -193,9 +200,11 @@ class Trainer:
             start, end = edges[index], edges[index + 1]
             all_steps.append(Steps(start, tuple(self.step(number) for number in range(start, end))))
             self.end(index)
-            base = None if self.base is None or self.fidelity == "lossless" else snapshots[self.base]
-            committed = quantise(self.live.capture(end), base, self.fidelity)
-            self.live.restore(committed)
+            base = self.base_of(start)
+            against = None if base is None else snapshots[base]
+            committed = quantise(self.live.capture(end), against, self.fidelity)
+            if writes_back(self.fidelity):
+                self.live.restore(committed)
             snapshots[end] = self.commit(index, committed)
         self.snapshots = snapshots
         return self.assemble(all_steps, edges, opened)
@@ -239,16 +248,16 @@ class Trainer:
                 end_step=end,
                 start_state=self.snapshots[start].digest(),
                 end_state=self.snapshots[end].digest(),
-                base_step=None if self.fidelity == "lossless" else self.base,
+                base_step=self.base_of(start),
                 steps=hashlib.sha256(data).digest(),
                 environment=environment,
                 norms=distances(self.snapshots[start], self.snapshots[end]),
             )
             leaves.append(record.encode())
         wanted = tuple(range(len(all_steps))) if opened is None else opened
-        needed = {edge for index in wanted for edge in edges[index : index + 2]}
-        if self.base is not None and self.fidelity != "lossless":
-            needed.add(self.base)
+        needed = set(edges) if self.audit else {edge for index in wanted for edge in edges[index : index + 2]}
+        needed |= set() if self.initial_kind == "seed" else {0}
+        needed |= {base for index in wanted if (base := self.base_of(edges[index])) is not None}
         stored: dict[bytes, bytes] = {}
         for edge in needed:  # a snapshot may be stored in any way, so exactly: then nothing is rounded away
             record, parts, _ = frames.encode(self.snapshots[edge], None, "lossless")
@@ -266,7 +275,7 @@ class Trainer:
             leaves=tuple(leaves),
             opened=tuple(OpenedSegment(index, ()) for index in wanted),
             snapshots=tuple(stored[digest] for digest in sorted(stored)),
-            samples=Samples(salts, multi_proof(inside, len(hashes), merkle.nodes_of(hashes))),
+            samples=Samples(salts, multi_proof(inside, len(hashes), merkle.nodes_of(hashes)) if used else ()),
             blobs=(),
         )
         return Evidence(b"", bundle, {}).with_blobs(blobs).signed(tuple(leaves))

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from polstore.codec.live.arrays import to_host
 from polstore.recording import seed_initial
+from polstore.wire.manifest import Initial
 from polverify.distribution import FAMILY_LEVEL, Kind, run_tests
 from polverify.initial import WEAK
 from polverify.verdict import Decision, Outcome
@@ -188,6 +189,29 @@ def test_an_honest_initial_state_drawn_by_other_means_is_accepted_and_labelled(j
     )  # declared weaker than it is
     assert strong.decision is Decision.ACCEPT
     assert not any(WEAK in warning for warning in strong.warnings)
+
+
+DATA, REPLAY = 9, 10  # numbers of checks
+
+
+@pytest.mark.parametrize("audit", [False, True])
+def test_bundles_that_open_nothing_show_the_initial_state(judge, audit):
+    honest = {"config": CONFIG, "recipe_file": forge.SIZED, "audit": audit}
+    shown = Trainer(initial_kind="distribution", **honest).run(opened=())
+    verdict = judge(shown, recipe=forge.SIZED, audit=audit)
+    assert verdict.decision is Decision.INCONCLUSIVE
+    assert verdict.checks[INITIAL].outcome is Outcome.PASSED
+    assert verdict.checks[DATA].detail.startswith("0 samples of 64, no order to look at, ")
+    assert [check.number for check in verdict.checks if check.outcome is Outcome.UNDECIDED] == [REPLAY]
+
+
+def test_records_with_a_snapshot_too_few_or_too_many(rejects):
+    options = {"config": CONFIG, "recipe_file": forge.SIZED}
+    bare = Trainer(**options).run(opened=())
+    state = bare.manifest().initial.state
+    assert rejects(bare.declaring(initial=Initial("distribution", state)), recipe=forge.SIZED) == INITIAL
+    full = Trainer(initial_kind="distribution", **options).run(opened=())
+    assert rejects(full.declaring(initial=Initial("seed", state)), recipe=forge.SIZED) == DATA
 
 
 class Edited(Trainer):

@@ -16,6 +16,7 @@ from polstore.reader import open_archive
 from polstore.recording import record_recipe, seed_initial
 from polstore.storage.store import open_store
 from polstore.wire.checkpoint import Checkpoint, parse_text, sign_root
+from polstore.wire.keys import SigningKey
 from polstore.wire.ledger import LedgerLeaf
 from polstore.wire.lineage import Lineage
 from polstore.wire.manifest import Initial
@@ -272,12 +273,12 @@ def test_a_new_head_that_is_not_the_seeds_is_tested_and_labelled(family, judge, 
 # Chains.
 
 
-def own(link_root, decision="ACCEPT", drawn=2):
+def own(link_root, decision="ACCEPT", drawn=2, nonce_from="fresh"):
     """A verdict as `polverify check --json` prints one, on the run with this signed root."""
     at = parse_text(parse_note(link_root).text)
     segments = at.size - 1
     claim = {"origin": at.origin, "size": at.size, "root": at.root.hex(), "segments": segments}
-    power = {"segments": segments, "drawn": drawn, "population": segments - 2}
+    power = {"segments": segments, "drawn": drawn, "population": segments - 2, "nonce_from": nonce_from}
     value = {"schema": "polverify/verdict/v2", "decision": decision, "claim": claim, "power": power}
     return OwnVerdict.from_json(value, "verdict")
 
@@ -334,6 +335,25 @@ def test_chain_with_a_verdict_on_something_else(links, verdicts):
         check_chain(links, KEYS, [*verdicts, replace(verdicts[0], root="00" * 32)])
     with pytest.raises(UsageError, match="links of a chain"):
         check_chain([], KEYS)
+
+
+def test_chain_with_a_nonce_that_a_prover_can_grind(family, links, verdicts):
+    assert not any("weak" in warning for warning in check_chain(links, KEYS, verdicts).warnings)
+    verdicts[1] = own(family.link.child_root, nonce_from="root")
+    (warning,) = (warning for warning in check_chain(links, KEYS, verdicts).warnings if "weak" in warning)
+    assert "the segments of example.com/mallory/second" in warning
+
+
+def test_chain_under_a_policy_s_logs(links, verdicts):
+    logs = KEYS[:1]
+    assert check_chain(links, (), verdicts, any_of=logs).decision is Decision.ACCEPT
+    assert check_chain(links, KEYS, verdicts, any_of=logs).decision is Decision.ACCEPT
+    others = SigningKey(KEY.name, bytes(32)).verifier_keys()
+    assert check_chain(links, (), verdicts, any_of=(*logs, *others)).decision is Decision.ACCEPT
+    for keys in ((), KEYS):  # no log of the policy has signed, whoever else has
+        assert check_chain(links, keys, verdicts, any_of=others).decision is Decision.REJECT
+    elsewhere = SigningKey("example.org/elsewhere", bytes(32)).verifier_keys()
+    assert check_chain(links, (), verdicts, any_of=elsewhere).decision is Decision.REJECT
 
 
 def test_chain_with_a_false_link(family, links, verdicts):

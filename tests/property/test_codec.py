@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from polstore.codec import planes
 from polstore.codec.frames import StoredSnapshot, decode, encode
-from polstore.codec.quantise import FIDELITIES, quantise
+from polstore.codec.quantise import FIDELITIES, Scheme, quantise, quantise_tensors
 from polstore.codec.snapshot import CARRIER, Snapshot, Tensor, carrier_count
 from polstore.errors import MalformedError
 from polstore.wire import canonical
@@ -66,16 +66,44 @@ def test_encode_quantise_and_decode_agree(pair, fidelity, keyframe) -> None:
 
 
 @settings(deadline=None, max_examples=100)
-@given(pairs())
-def test_what_is_not_finite_survives(pair) -> None:
+@given(pairs(), st.sampled_from(["float16-writeback", "compact-writeback"]))
+def test_what_is_not_finite_survives(pair, fidelity) -> None:
     base, live = pair
-    for got, tensor in zip(quantise(live, base, "float16-writeback").tensors, live.tensors, strict=True):
+    for got, tensor in zip(quantise(live, base, fidelity).tensors, live.tensors, strict=True):
         if tensor.dtype != "float32":
             assert got is tensor
         elif not np.isfinite(tensor.data).all():
             assert got.data.tobytes() == tensor.data.tobytes()
         else:
             assert np.isfinite(got.data).all()
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(words, min_size=1, max_size=20), st.lists(words, min_size=20, max_size=20), st.sampled_from(KINDS[:3]))
+def test_compact_stays_within_its_bounds(live, base, kind) -> None:
+    """The bounds of the specification; sign and zero kept; moments that were rounded stay as they are."""
+
+    def state(patterns) -> Snapshot:
+        data = np.array(patterns, "<u4").view("<f4")
+        return Snapshot((Tensor(kind.format("w"), "float32", (data.size,), data),), b"")
+
+    before = state(base[: len(live)])
+    (part,) = quantise_tensors(state(live), before, "compact-writeback")
+    got, x, under = (tensor.data for tensor in (part.tensor, state(live).tensors[0], before.tensors[0]))
+    if part.scheme in (Scheme.EXACT, Scheme.UNCHANGED):
+        assert got.tobytes() == (x if part.scheme is Scheme.EXACT else under).tobytes()
+        return
+    error = np.abs(got.astype("<f8") - x)
+    if part.scheme is Scheme.STEPPED_DELTA:
+        ulp = np.spacing(np.maximum(np.abs(x), np.abs(under))).astype("<f8")
+        assert (error <= 2.0**part.exponent * (1 + 2.0**-11) + ulp).all()
+        return
+    relative, lowest = (2.0**-3, 2.0**-129) if part.scheme is Scheme.SHORT_VALUE else (2.0**-6, 2.0**-132)
+    assert (error <= np.maximum(np.abs(x.astype("<f8")) * relative, lowest)).all()
+    assert (np.signbit(got) == np.signbit(x)).all()
+    assert (
+        quantise(Snapshot((part.tensor,), b""), before, "compact-writeback").tensors[0].data.tobytes() == got.tobytes()
+    )
 
 
 @settings(deadline=None, max_examples=150)

@@ -35,8 +35,9 @@ def threads(count):
 class Bench:
     """A store, a key and a recipe in a directory of their own."""
 
-    def __init__(self, path: Path, recipe: str = "mlp.py"):
+    def __init__(self, path: Path, recipe: str = "mlp.py", device: str = "cpu"):
         self.path = path
+        self.device = device
         self.store = path / "store"
         self.recipe = RECIPES / recipe
         self.key = path / "key"
@@ -49,7 +50,13 @@ class Bench:
         arguments = {"seed": SEED, "fidelity": "float16-writeback", "resume": False}
         arguments |= {name: settings.pop(name) for name in list(settings) if name in arguments}
         recorder, training, loaded = record_recipe(
-            RecipeFile.read(self.recipe), every=every, store=self.store, run=run, config=settings, **arguments
+            RecipeFile.read(self.recipe),
+            every=every,
+            store=self.store,
+            run=run,
+            config=settings,
+            device=self.device,
+            **arguments,
         )
 
         def progress(done, loss):
@@ -85,7 +92,8 @@ class Bench:
         keys = keyfile.load_verifier_keys(self.public)
         before = torch.get_num_threads()
         try:
-            return verify(Request(root.read_bytes(), keys, bundle, RecipeFile.read(recipe or self.recipe)))
+            own = RecipeFile.read(recipe or self.recipe)
+            return verify(Request(root.read_bytes(), keys, bundle, own, device=self.device))
         finally:
             torch.set_num_threads(before)
 

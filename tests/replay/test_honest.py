@@ -14,12 +14,18 @@ from tests.replay.harness import Bench, threads
 from tests.replay.recipes import mlp
 
 LOSSLESS = {"fidelity": "lossless"}
+COMPACT = {"fidelity": "compact-writeback"}
 OPTIMIZERS = sorted(mlp.OPTIMIZERS.keys() - {"momentum", "adamw"})  # those that no other case has
 SCHEDULERS = sorted(mlp.SCHEDULERS)
 
 CASES = {
     "plain": {},
     "plain, lossless": LOSSLESS,
+    "plain, compact": COMPACT,
+    "compact, over a keyframe": {"every": 1, "steps": 70, "optimizer": "adamw", **COMPACT},
+    "compact, buffers of all kinds": {"kind": "buffers", "optimizer": "adamw", **COMPACT},
+    "compact, optimizer state that appears late": {"kind": "late", "every": 1, "optimizer": "adam", **COMPACT},
+    "compact, diverging to NaN": {"lr": 1e30, "explode": 1e8, "optimizer": "adamw", "every": 2, **COMPACT},
     "snapshot after each step": {"every": 1},
     "one segment": {"every": 50},
     "uneven last batch and segment": {"every": 5, "steps": 13},

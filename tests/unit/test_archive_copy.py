@@ -29,8 +29,9 @@ def stores(tmp_path):
 
 
 def contents(store):
+    """Return all that a store holds but its ledger, which is not copied: every store keeps its own."""
     with store.read() as view:
-        return {key: view._handle.get(key) for key in view._handle.keys(b"")}
+        return {key: view._handle.get(key) for key in view._handle.keys(b"") if key[:1] not in (b"L", b"N", b"H", b"E")}
 
 
 def test_a_copy_is_the_same_to_the_last_byte(stores, make_run):

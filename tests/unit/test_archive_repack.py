@@ -14,6 +14,7 @@ from polstore.errors import FullError, LockedError, MissingError, UsageError
 from polstore.fsck import check_store
 from polstore.prover import commit
 from polstore.reader import Run
+from polstore.storage.records import unpack_record
 from polstore.storage.store import open_store
 from polstore.wire.keys import SigningKey
 
@@ -102,7 +103,9 @@ def test_other_keyframes(store, make_run, every, fidelity):
     assert check_store(store, quiet).damages == []
     assert find(store, quiet).blobs == ()
     measured = sum(len(value) for value in contents(store, b"d").values())
-    measured += sum(frames.StoredSnapshot.parse(value).stored_bytes for value in contents(store, b"d").values())
+    measured += sum(
+        frames.StoredSnapshot.parse(unpack_record(value, "x")).stored_bytes for value in contents(store, b"d").values()
+    )
     assert done.after == measured  # the cost is what it says
 
 

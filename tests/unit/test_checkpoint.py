@@ -224,3 +224,37 @@ def test_proof_files_that_cannot_be_written() -> None:
     ):
         with pytest.raises(MalformedError):
             proof.encode()
+
+
+# Several keys: a rotation.
+
+SUCCESSOR = SigningKey(KEY.name, bytes(reversed(range(32))))
+
+
+def test_a_rotation_signs_with_both_keys() -> None:
+    rotated = sign_root(CHECKPOINT, KEY, TIME, SUCCESSOR)
+    assert rotated.startswith(SIGNED)
+    for keys in (KEY.verifier_keys(), SUCCESSOR.verifier_keys(), (*KEY.verifier_keys(), *SUCCESSOR.verifier_keys())):
+        assert open_root(rotated, keys).keys == tuple(keys)
+    with pytest.raises(UsageError, match="each key once"):
+        sign_root(CHECKPOINT, KEY, TIME, KEY)
+    with pytest.raises(UsageError, match="origin to sign"):
+        sign_root(CHECKPOINT, KEY, TIME, OTHER)
+
+
+def test_any_of_several_keys() -> None:
+    old, new, other = (key.verifier_keys()[0] for key in (KEY, SUCCESSOR, OTHER))
+    cosignature = KEY.verifier_keys()[1]
+    assert open_root(SIGNED, (), any_of=[new, old, other]).keys == (old,)
+    assert open_root(SIGNED, [cosignature], any_of=[old]).keys == (old, cosignature)
+    assert open_root(SIGNED, [old], any_of=[old]).keys == (old,)
+    with pytest.raises(SignatureError, match="no signature of a known key"):
+        open_root(SIGNED, (), any_of=[new])
+    with pytest.raises(SignatureError, match="none of these keys has signed"):
+        open_root(SIGNED, [cosignature], any_of=[new])
+    with pytest.raises(SignatureError, match="origin"):
+        open_root(SIGNED, [old], any_of=[other])
+    with pytest.raises(SignatureError, match="a key has not signed"):
+        open_root(SIGNED, [new], any_of=[old])
+    with pytest.raises(UsageError, match="without a key"):
+        open_root(SIGNED, ())

@@ -8,6 +8,7 @@ import polstore
 
 NAMES = [
     "Archive",
+    "Ledger",
     "PolstoreError",
     "Recorder",
     "Run",

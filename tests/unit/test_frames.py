@@ -12,6 +12,7 @@ import zstandard
 
 from polstore.codec import encoding, frames, planes, stored
 from polstore.codec.frames import Encoding, StoredFrame, StoredGroup, StoredSnapshot, StoredTensor, decode, encode
+from polstore.codec.items import read_values, write_items
 from polstore.codec.quantise import FIDELITIES, Quantised, Scheme, quantise, quantise_tensors
 from polstore.codec.snapshot import CARRIER, Snapshot, Tensor, carrier_count
 from polstore.errors import DamagedError, MalformedError, PolstoreError, UsageError
@@ -127,6 +128,20 @@ def test_encodings_of_a_training_state() -> None:
     ]
 
 
+def test_rounded_differences_come_back_against_whatever_the_base_holds() -> None:
+    random = np.random.default_rng(11)
+    values = (random.integers(0, 1 << 19, 1 << 16, dtype="<u4") << 13).view("<f4")
+    partner = random.integers(0, 1 << 32, values.size, dtype="<u4")
+    for under in (partner, partner & 0xFFFFE000, partner | 0x1FFF):
+        items, out = np.empty(values.size, "<u4"), np.empty(values.size, "<f4")
+        assert write_items(Encoding.ROUNDED_DIFFERENCE, "float32", values, under.view("<f4"), items)
+        read_values(Encoding.ROUNDED_DIFFERENCE, "float32", 0, items, under.view("<f4"), out)
+        assert out.tobytes() == values.tobytes()
+        truncated = (partner & 0xFFFFE000).view("<f4")  # the low bits play no part
+        read_values(Encoding.ROUNDED_DIFFERENCE, "float32", 0, items, truncated, out)
+        assert out.tobytes() == values.tobytes()
+
+
 def test_a_chain_does_not_drift() -> None:
     base = None
     for step in range(6):
@@ -207,6 +222,12 @@ def test_parts_that_contradict_their_scheme_are_refused() -> None:
         (Quantised(*about, base, Scheme.ROUNDED, items=live.data), DamagedError, "does not decode"),
         (Quantised(*about, base, Scheme.SHORT_VALUE, items=live.data), DamagedError, "does not decode"),
         (Quantised(*about, base, Scheme.SHORT_DIFFERENCE, items=live.data), DamagedError, "does not decode"),
+        (Quantised(*about, None, Scheme.SHORT_DIFFERENCE, items=live.data * 0), UsageError, "no partner"),
+        (Quantised(*about, None, Scheme.ROUNDED, items=live.data * 0), UsageError, "no partner"),
+        (Quantised(*about, base, Scheme.STEPPED_DELTA, 0, live.data), UsageError, "items of quantised tensor"),
+        (Quantised(*about, base, Scheme.STEPPED_DELTA, 0, np.zeros(84, "<u2")), UsageError, "items of quantised"),
+        (Quantised(*about, base, Scheme.STEPPED_DELTA, 125, np.ones(84, "<i2")), MalformedError, "exponent"),
+        (Quantised(*about, base, Scheme.STEPPED_DELTA, 0, np.zeros(3, "<i2")), UsageError, "no partner like it"),
         (Quantised(*about, base, Scheme.EXACT), UsageError, "no items"),
         (
             Quantised(*about, None, Scheme.SCALED_DELTA, 0, live.data.view("<u2")[: live.data.size]),

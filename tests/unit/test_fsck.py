@@ -48,8 +48,9 @@ def test_a_sound_store(path):
         with store.read() as view:
             assert report.blobs == len(list(view.blob_digests()))
     assert (report.runs, report.snapshots, report.damages) == (2, 12, [])
-    assert seen[-1] == ("snapshots", 6, 6)
-    assert {told[0] for told in seen} == {"blobs", "snapshots"}
+    assert (report.ledger, report.not_entered) == (2, [])
+    assert seen[-2:] == [("snapshots", 6, 6), ("ledger", 2, 2)]
+    assert {told[0] for told in seen} == {"blobs", "snapshots", "ledger"}
 
 
 def keys(path):

@@ -43,6 +43,8 @@ def made(tmp_path_factory):
         run = archive.run("r")
         (path / "root").write_bytes(run.signed_root())
         polstore.prove(run, [0]).write(path / "bundle")
+        (path / "head").write_bytes(archive.ledger.head())
+        polstore.prove(run, [], audit=True).write(path / "audit")
     tiny_archive.make(path, runs=("unsigned",), steps=2, signed=False)
     return path
 
@@ -64,11 +66,20 @@ POLSTORE, POLVERIFY = "from polstore.cli.main import main; main()", "from polver
         (POLSTORE, "gc --store st --yes"),
         (POLSTORE, "repack --store st"),
         (POLSTORE, "copy --from st --to other"),
+        (POLSTORE, "pubkey --key key"),
         (POLSTORE, "commit --store st --run unsigned --key key"),
+        (POLSTORE, "log head --store st --out newer"),
+        (POLSTORE, "log prove --store st --run r"),
+        (POLSTORE, "log consistency 1 1 --store st"),
+        (POLSTORE, "timestamp root --request query"),
         (POLSTORE, "prove --store st --run r --segment 0 --out proof"),
         (POLVERIFY, "--help"),
         (POLVERIFY, "check --help"),
         (POLVERIFY, "challenge root --key mine.pub --segments 1 --out challenge"),
+        (POLVERIFY, "log head --key mine.pub --state seen"),
+        (POLSTORE, "prove --store st --run r --audit --out proof"),
+        (POLVERIFY, "challenge root --key mine.pub --random 1 --records audit --top 1 --odd 1 --out challenge"),
+        (POLVERIFY, "plan root"),
         (POLVERIFY, "show root"),
         (POLVERIFY, "show bundle"),
     ],

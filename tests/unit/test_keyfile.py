@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import os
 import shutil
@@ -11,16 +12,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
     NoEncryption,
     PrivateFormat,
+    PublicFormat,
 )
 
 from polstore import keyfile
 from polstore.errors import ExistsError, FullError, KeyFileError, MissingError, UsageError
+from polstore.wire.keys import SigningKey
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -202,3 +205,85 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
         for load in (keyfile.load_signing_key, keyfile.load_verifier_keys):
             with pytest.raises(KeyFileError):
                 load(path)
+
+
+def foreign(path: Path, passphrase: bytes | None = None, *, openssh: bool = True) -> Ed25519PrivateKey:
+    """Write a key as another program would, without our name line."""
+    private = Ed25519PrivateKey.generate()
+    algorithm = BestAvailableEncryption(passphrase) if passphrase else NoEncryption()
+    form = PrivateFormat.OpenSSH if openssh else PrivateFormat.PKCS8
+    write(path, private.private_bytes(Encoding.PEM, form, algorithm))
+    return private
+
+
+@pytest.mark.parametrize("openssh", [True, False])
+@pytest.mark.parametrize("secret", [None, b"correct horse"])
+def test_keys_of_other_programs(tmp_path: Path, secret: bytes | None, *, openssh: bool) -> None:
+    private = foreign(tmp_path / "KEY", secret, openssh=openssh)
+    asked: list[int] = []
+
+    def passphrase() -> bytes | None:
+        asked.append(1)
+        return secret
+
+    key = keyfile.load_signing_key(tmp_path / "KEY", name=NAME, passphrase=passphrase)
+    assert (key.name, key.seed) == (NAME, private.private_bytes_raw())
+    assert len(asked) == (secret is not None), "asked exactly where it is needed"
+    with pytest.raises(KeyFileError, match="does not name its key"):
+        keyfile.load_signing_key(tmp_path / "KEY", passphrase=passphrase)
+
+
+@pytest.mark.parametrize("openssh", [True, False])
+@pytest.mark.parametrize("answer", [None, b"", b"wrong"])
+def test_without_the_passphrase_an_encrypted_key_is_refused(
+    tmp_path: Path, answer: bytes | None, *, openssh: bool
+) -> None:
+    foreign(tmp_path / "KEY", b"right", openssh=openssh)
+    with pytest.raises(KeyFileError, match="wrong passphrase" if answer else "is encrypted") as caught:
+        keyfile.load_signing_key(tmp_path / "KEY", name=NAME, passphrase=lambda: answer)
+    assert "wrong" not in str(caught.value).removesuffix("wrong passphrase, or damaged")
+
+
+def test_an_encrypted_key_of_our_own(tmp_path: Path) -> None:
+    key = keyfile.generate(NAME, tmp_path / "KEY", b"secret")
+    assert keyfile.load_signing_key(tmp_path / "KEY", passphrase=lambda: b"secret") == key
+    assert b"bcrypt" in base64.b64decode(b"".join((tmp_path / "KEY").read_bytes().split(b"\n")[2:-2]))
+    with pytest.raises(KeyFileError, match="is encrypted"):
+        keyfile.load_signing_key(tmp_path / "KEY")
+    with pytest.raises(UsageError):
+        keyfile.generate(NAME, tmp_path / "OTHER", b"")
+    assert names(tmp_path) == ["KEY", "KEY.pub"]
+
+
+def test_the_name_given_must_be_the_one_that_the_file_states(tmp_path: Path) -> None:
+    key = keyfile.generate(NAME, tmp_path / "KEY")
+    assert keyfile.load_signing_key(tmp_path / "KEY", name=NAME) == key
+    with pytest.raises(KeyFileError, match="name in key file"):
+        keyfile.load_signing_key(tmp_path / "KEY", name="example.org/other")
+
+
+@pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="ssh-keygen is not installed")
+@pytest.mark.parametrize("secret", ["", "secret"])
+def test_keys_of_ssh_keygen(tmp_path: Path, secret: str) -> None:
+    command = ["ssh-keygen", "-q", "-t", "ed25519", "-C", "alice@laptop", "-N", secret, "-f", str(tmp_path / "KEY")]
+    subprocess.run(command, check=True, capture_output=True)
+    key = keyfile.load_signing_key(tmp_path / "KEY", name=NAME, passphrase=secret.encode)
+    assert keyfile.load_verifier_keys(tmp_path / "KEY.pub", name=NAME) == key.verifier_keys()[:1]
+    with pytest.raises(KeyFileError, match="does not name its key"):
+        keyfile.load_verifier_keys(tmp_path / "KEY.pub")
+
+
+def test_public_keys_of_other_programs(tmp_path: Path) -> None:
+    public = Ed25519PrivateKey.from_private_bytes(bytes(32)).public_key()
+    spki = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (key,) = keyfile.load_verifier_keys(write(tmp_path / "pem", spki), name=NAME)
+    assert key == SigningKey(NAME, bytes(32)).verifier_keys()[0]
+    small = Ed25519PublicKey.from_public_bytes(bytes(32))  # y = 0: a point of order 4
+    curve = generate_private_key(SECP256R1()).public_key()
+    for number, other in enumerate((small, curve)):
+        for encoding, form in (
+            (Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),
+            (Encoding.OpenSSH, PublicFormat.OpenSSH),
+        ):
+            with pytest.raises(KeyFileError):
+                keyfile.load_verifier_keys(write(tmp_path / f"{number}", other.public_bytes(encoding, form)), name=NAME)

@@ -92,6 +92,21 @@ def test_completed_nodes_are_all_that_a_tree_ever_needs() -> None:
         assert merkle.root_from_nodes(size + 1, node) == mth(0, size + 1)
 
 
+def test_leaves_in_bulk_complete_the_same_nodes() -> None:
+    assert merkle.leaf_hashes(DATA) == LEAVES
+    for before in range(40):
+        for after in (before, before + 1, before + 2, before + 7, 64, 65, 130):
+            wanted: dict[tuple[int, int], bytes] = {}
+            for size in range(before, after):
+                wanted |= {(level, at): node for level, at, node in merkle.completed_nodes(size, LEAVES[size], NODE)}
+            found = {
+                (level, at): node
+                for level, first, nodes in merkle.completed_levels(before, LEAVES[before:after], NODE)
+                for at, node in enumerate(nodes, first)
+            }
+            assert found == wanted
+
+
 def test_a_proof_reads_few_nodes() -> None:
     size = 2**40 + 12345
     reads: list[tuple[int, int]] = []

@@ -270,7 +270,7 @@ def test_lossless_and_keyframes_are_the_identity() -> None:
 
 
 def test_unknown_fidelity() -> None:
-    with pytest.raises(UsageError, match="float16-writeback or lossless"):
+    with pytest.raises(UsageError, match="float16-writeback or compact-writeback or float16 or lossless"):
         quantise(one([1]), None, "int4")
 
 

@@ -9,16 +9,22 @@ from pathlib import Path
 import torch
 
 from polstore.codec.live.state import LiveState
+from polstore.wire import archive_files as names
 from polstore.wire import canonical, merkle
+from polstore.wire import note as notes
 from polstore.wire.checkpoint import open_root
 from polstore.wire.keys import KeyKind, VerifierKey
 from polstore.wire.lineage import names_blob
+from polstore.wire.policy import Policy, evidence
 from polstore.wire.randomness import sample_salt, stream_seed
 from polstore.wire.sample import sample_leaf
 from polstore.wire.state import TensorEntry, scalars_entry, state_digest
+from polstore.wire.tiles import Tile, encode_entries, encode_hashes, node_from_tiles
+from polstore.wire.tiles import tiles as tiles_of
 from polverify.chain import drawn_for, share_of_each
-from tools.vectors import challenge, lineage, signed_root, tiny_run
+from tools.vectors import archive_files, challenge, ledger, lineage, signed_root, tiles, tiny_run
 from tools.vectors import state_digest as state_vectors
+from tools.vectors import time as time_vectors
 
 SPECS = Path(__file__).resolve().parents[2] / "specs"
 
@@ -29,8 +35,12 @@ def page(name: str) -> str:
 
 def listings(name: str) -> list[bytes]:
     """Return the bytes that each indented listing of a page shows: hex, and after two spaces a remark."""
+    return listings_of(page(name))
+
+
+def listings_of(text: str) -> list[bytes]:
     found, rows = [], []
-    for line in [*page(name).split("\n"), ""]:
+    for line in [*text.split("\n"), ""]:
         row = re.fullmatch("    ([0-9a-f]+)(?:  .*)?", line)
         if row is not None:
             rows.append(row[1])
@@ -68,6 +78,28 @@ def test_signed_root() -> None:
     assert open_root(signed_root.SIGNED, keys).timestamp == 1_700_000_000
 
 
+def test_ledger() -> None:
+    text = page("ledger.md")
+    assert listings_of(text.split("The head over both")[0]) == [leaf.encode() for leaf in ledger.LEAVES]
+    for leaf in ledger.LEAVES:
+        assert f"`{leaf.leaf_hash().hex()}`" in text
+        assert f"{len(leaf.encode())} bytes" in text
+    proof = ledger.PROOF.encode().decode().split("\n\n")[0] + "\n"
+    for part in (ledger.HEAD.decode(), proof, ledger.CONSISTENCY):
+        assert "".join(f"    {line}\n" if line else "\n" for line in part.split("\n")[:-1]) in text
+
+
+def test_time() -> None:
+    text = page("time.md")
+    request = next(case for case in time_vectors.vectors()["cases"] if case["id"] == "request_growth")
+    for block in (time_vectors.WITNESSED.decode(), time_vectors.POLICY, request["body"].partition("\n\n")[0] + "\n"):
+        assert "".join(f"    {line}\n" if line else "\n" for line in block.split("\n")[:-1]) in text
+    note = notes.parse(time_vectors.WITNESSED)
+    found = evidence(note, Policy.parse(time_vectors.POLICY.encode()))
+    assert (found.existed_by, found.not_before) == (1_700_000_060, 1_700_000_040)
+    assert sha256(note.text.encode()).hexdigest() in text
+
+
 def test_run_records() -> None:
     example = (*tiny_run.LEAVES[:2], tiny_run.STEPS[0].encode())
     leaf = sample_leaf(sample_salt(tiny_run.DATASET_SALT, 0), tiny_run.CONTENTS[0])
@@ -85,13 +117,46 @@ def test_challenge() -> None:
     assert listings("challenge.md") == [challenge.EXAMPLE.encode(), block]
     assert f"The file, {len(challenge.EXAMPLE.encode())} bytes" in page("challenge.md")
     assert sha256(block).hexdigest() in page("challenge.md")
-    assert challenge.EXAMPLE.segments == (0,)
+    assert challenge.EXAMPLE.segments == (0, 3, 4)
 
 
 def test_bundle() -> None:
     data = tiny_run.bundle_file(tiny_run.bundle(0))
     assert listings("bundle.md") == [data]
     assert f"The whole file, {len(data)} bytes" in page("bundle.md")
+
+
+def test_tiles() -> None:
+    hashes = [merkle.leaf_hash(leaf) for leaf in tiles.EXAMPLE]
+    assert listings("tiles.md") == [
+        encode_entries(tiles.EXAMPLE),
+        encode_hashes(Tile(0, 0, 3), merkle.nodes_of(hashes)),
+    ]
+    text = page("tiles.md")
+    shown = [tile.path() for tile in tiles_of(0, 70_000) if tile.width < 256 or tile.index in (0, 272)]
+    assert len(shown) == 9
+    assert all(f"`{path}`" in text for path in shown)
+    used: set[str] = set()
+
+    def read(tile: Tile) -> list[bytes]:
+        used.add(tile.path())
+        return [bytes(32)] * tile.width
+
+    merkle.inclusion_proof(69_999, 70_000, node_from_tiles(70_000, read))
+    assert used == {"tile/0/273.p/112", "tile/1/001.p/17", "tile/2/000.p/1"}
+    assert f"{32 * (112 + 17 + 1)} bytes" in text
+
+
+def test_archive_files() -> None:
+    assert listings("archive-files.md") == [archive_files.EXAMPLE]
+    text = page("archive-files.md")
+    assert f"`run/tiny/salts/0`, {len(archive_files.EXAMPLE)} bytes" in text
+    record = tiny_run.RECORDS[0]
+    assert {index for index, _ in archive_files.SALTS} == tiny_run.STEPS[0].samples()
+    assert f"`{names.blob_name(record.steps)}`" in text
+    assert f"`{names.snapshot_name(record.end_state)}`" in text
+    assert names.longest_salts(0) == 24
+    assert names.longest_salts(1) - names.longest_salts(0) == 44
 
 
 def test_state_digest() -> None:

@@ -17,6 +17,9 @@ from tools.checker.faults import Case, require, same
 __all__ = ["check", "decode", "parse"]
 
 SAME, EXACT, DIFFERENCE, SCALED_DELTA, SCALED_VALUE, ROUNDED_DIFFERENCE = range(6)
+STEPPED_DELTA, SHORT_VALUE, SHORT_DIFFERENCE = 6, 7, 8
+HIGHEST = {SCALED_DELTA: 113, SCALED_VALUE: 113, STEPPED_DELTA: 124}  # exponents
+NO_BASE = (EXACT, SCALED_VALUE, SHORT_VALUE)
 WIDTHS = {"bool": 1, "uint8": 1, "int8": 1, "float8_e4m3fn": 1, "float8_e5m2": 1}  # bytes of an item
 WIDTHS |= {"int16": 2, "uint16": 2, "float16": 2, "bfloat16": 2, "int32": 4, "uint32": 4, "float32": 4}
 WIDTHS |= {"int64": 8, "uint64": 8, "float64": 8, "complex64": 8, "complex128": 8}
@@ -24,7 +27,7 @@ FLOATS = {"float16", "bfloat16", "float32", "float64"}
 DIFFERING = FLOATS | {"int16", "uint16", "int32", "uint32", "int64", "uint64"}
 SECOND_MOMENTS = {"acc_delta", "col_var", "exp_avg_sq", "exp_avg_sq_col", "exp_avg_sq_row", "exp_inf"}
 SECOND_MOMENTS |= {"max_exp_avg_sq", "row_var", "square_avg", "sum", "variance"}
-GROUP = 2**28
+GROUP = 2**22
 KNOWN = {bytes.fromhex("28b52ffd206445000010000001003f012c"): bytes(100)}  # an entropy-coded block, content by hand
 
 
@@ -99,6 +102,55 @@ def _quantised(name: str, base: list[int], live: list[int]) -> list[int]:
     return [_word(value) for value in values] if all(map(isfinite, values)) else live
 
 
+def _hash(word: int, place: int, key: int) -> int:
+    mixed = ((word ^ key) + place * 0x9E3779B1) % 2**32
+    mixed = (mixed ^ mixed >> 16) * 0x85EBCA6B % 2**32
+    mixed = (mixed ^ mixed >> 13) * 0xC2B2AE35 % 2**32
+    return mixed ^ mixed >> 16
+
+
+def _short(key: int, live: list[int], dropped: int, least: int) -> list[int]:
+    result = []
+    for place, word in enumerate(live):
+        plain = word & 0x7FFFFFFF
+        kept = plain + (_hash(word, place, key) >> 32 - dropped) >> dropped
+        result.append((max(kept, least) if plain else 0) << dropped | word & 0x80000000)
+    return result
+
+
+def _step_exponent(deltas: list[float]) -> int:
+    top = frexp(max(map(abs, deltas)))[1]
+    squares = sum(int(ldexp(abs(delta), 12 - top)) ** 2 for delta in deltas)
+    count, spread = sum(delta != 0 for delta in deltas), 40
+    while 4 ** (spread + 40) * count > 2 * squares * 4**40:
+        spread -= 1
+    return max(top - 12 + spread - 4, top - 14, -126)
+
+
+def _compact(name: str, base: list[int], live: list[int], scalars: bytes) -> list[int]:
+    """Return the committed words of such a tensor under compact-writeback."""
+    last = name.rsplit("/", 1)[-1]
+    first = last in ("exp_avg", "momentum_buffer")
+    key = int.from_bytes(sha256(sha256(scalars).digest() + name.encode()).digest()[:4], "little")
+    if name.startswith("optimizer/") and (first or last in SECOND_MOMENTS):
+        result = _short(key, live, 20, 0) if first else _short(key, live, 17, 1)
+        return result if all(isfinite(_float(word)) for word in live + result) else live
+    if not name.startswith("parameter/"):
+        return live
+    deltas = [_rounded(_float(one) - _float(other)) for one, other in zip(live, base, strict=True)]
+    if not all(map(isfinite, deltas)):
+        return live
+    if not any(deltas):
+        return base
+    exponent = _step_exponent(deltas)
+    values = []
+    for place, (delta, word, under) in enumerate(zip(deltas, live, base, strict=True)):
+        steps = int(_rounded(_rounded(ldexp(abs(delta), -exponent)) + ldexp(_hash(word, place, key) >> 8, -24)))
+        step = _rounded(ldexp(-steps if delta < 0 else steps, exponent))
+        values.append(_rounded(_float(under) + step))
+    return [_word(value) for value in values] if all(map(isfinite, values)) else live
+
+
 def parse(data: bytes) -> Any:
     """Return a stored snapshot's fields: digest, base, scalars, tensors, groups."""
     _formed(len(data) <= 2**28, "record too long")
@@ -111,7 +163,7 @@ def parse(data: bytes) -> Any:
         records.digest(base)
     records.blob(0, 2**24)(scalars)
     _formed(isinstance(tensors, list) and len(tensors) <= 1_000_000, "tensors")
-    _formed(isinstance(groups, list) and len(groups) <= 65_536, "groups")
+    _formed(isinstance(groups, list) and len(groups) <= 2**18, "groups")
     needed: dict[tuple[int, int], int] = {}
     for tensor in tensors:
         _tensor(tensor, based=base is not None)
@@ -134,10 +186,9 @@ def _tensor(tensor: Any, *, based: bool) -> None:
     _formed(isinstance(tensor, list) and len(tensor) == 3, "a tensor's row")
     entry, encoding, exponent = tensor
     state_digest.entry(entry)
-    records.integer(0, 5)(encoding)
-    scaled = encoding in (SCALED_DELTA, SCALED_VALUE)
-    records.integer(-126 if scaled else 0, 113 if scaled else 0)(exponent)
-    _formed(based or encoding in (EXACT, SCALED_VALUE), "an encoding that needs a base")
+    records.integer(0, 8)(encoding)
+    records.integer(-126 if encoding in HIGHEST else 0, HIGHEST.get(encoding, 0))(exponent)
+    _formed(based or encoding in NO_BASE, "an encoding that needs a base")
     _formed(encoding < SCALED_DELTA or entry[2] == "float32", "an encoding for float32")
     _formed(encoding != DIFFERENCE or entry[2] in DIFFERING, "an encoding for wider numbers")
     _formed(encoding == EXACT or _count(tensor), "an encoding of nothing")
@@ -146,7 +197,7 @@ def _tensor(tensor: Any, *, based: bool) -> None:
 def _group(group: Any) -> None:
     _formed(isinstance(group, list) and len(group) == 4, "a group")
     encoding, size, count, frames = group
-    records.integer(1, 5)(encoding)
+    records.integer(1, 8)(encoding)
     records.integer(1, 16)(size)
     records.integer(1, GROUP // size)(count)
     _formed(isinstance(frames, list) and len(frames) == size, "frames of a group")
@@ -162,8 +213,8 @@ def _count(tensor: Any) -> int:
 
 
 def _stream(tensor: Any) -> tuple[int, int]:
-    scaled = tensor[1] in (SCALED_DELTA, SCALED_VALUE)
-    return tensor[1], 2 if scaled else WIDTHS[tensor[0][2]]
+    narrow = tensor[1] in HIGHEST or tensor[1] in (SHORT_VALUE, SHORT_DIFFERENCE)
+    return tensor[1], 2 if narrow else WIDTHS[tensor[0][2]]
 
 
 def _plane(frame: bytes, size: int, count: int) -> bytes:
@@ -218,11 +269,17 @@ def _element(tensor: Any, item: int, partner: int) -> int:
     if encoding in (SCALED_DELTA, SCALED_VALUE):
         value = _rounded(ldexp(_half(item), exponent))
         return _word(value if encoding == SCALED_VALUE else _rounded(_float(partner) + value))
+    if encoding == SHORT_VALUE:
+        return (item >> 1) << 20 & 0x7FFFFFFF | (item & 1) << 31
     width = 8 * WIDTHS[dtype]
     step = item >> 1 ^ -(item & 1)
+    if encoding == STEPPED_DELTA:
+        return _word(_rounded(_float(partner) + _rounded(ldexp(step, exponent))))
+    if encoding == SHORT_DIFFERENCE:
+        whole = ((_ordered(partner, 32, dtype) >> 17) + step << 17) & 0xFFFFFFFF
+        return (whole ^ 0x7FFFFFFF if whole >> 31 else whole) & 0xFFFE0000
     if encoding == ROUNDED_DIFFERENCE:
-        whole = (_ordered(_round_mantissa(partner), 32, dtype) >> 13) + step << 13
-        whole &= 0xFFFFFFFF
+        whole = ((_ordered(partner, 32, dtype) >> 13) + step << 13) & 0xFFFFFFFF
         return (whole ^ 0x7FFFFFFF if whole >> 31 else whole) & 0xFFFFE000
     whole = _ordered(partner, width, dtype) + step & (1 << width) - 1
     return whole ^ ((1 << (width - 1)) - 1) if dtype in FLOATS and whole >> (width - 1) else whole
@@ -243,7 +300,7 @@ def decode(record: Any, base: dict[str, Any] | None, frames: dict[bytes, bytes])
         (_, name, dtype, shape, stated), encoding, _ = tensor
         width, partner = WIDTHS[dtype], base["tensors"].get(name) if base else None
         like = partner is not None and partner[:2] == (dtype, shape)
-        _formed(like or encoding in (EXACT, SCALED_VALUE), "no partner in the base")
+        _formed(like or encoding in NO_BASE, "no partner in the base")
         data = partner[2] if partner is not None and like else bytes(width * _count(tensor))
         if encoding != SAME:
             words = [int.from_bytes(data[at : at + width], "little") for at in range(0, len(data), width)]
@@ -266,9 +323,11 @@ def _given(tensors: list[Any], scalars: bytes) -> dict[str, Any]:
 def check(case: Case) -> None:
     """Check one case."""
     if case["kind"] == "quantise":
-        same("fidelity", case["fidelity"], "float16-writeback")
         base, live = ([int.from_bytes(item, "little") for item in _cut(case[which])] for which in ("base", "live"))
-        committed = _quantised(case["name"], base, live)
+        if case["fidelity"] == "compact-writeback":
+            committed = _compact(case["name"], base, live, bytes.fromhex(case["scalars"]))
+        else:
+            committed = _quantised(case["name"], base, live)
         same("committed", b"".join(word.to_bytes(4, "little") for word in committed).hex(), case["committed"])
         return
     record = parse(bytes.fromhex(case["record"]))

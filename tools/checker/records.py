@@ -1,4 +1,4 @@
-"""What manifest, segment record, step records and environment class must look like, from specs/run-records.md.
+"""What the records of specs/run-records.md and the leaf of specs/ledger.md must look like.
 
 A rule is a function that refuses a value. A record is a list of rules, one per field.
 """
@@ -24,6 +24,7 @@ __all__ = [
     "groups",
     "integer",
     "items",
+    "ledger_leaf",
     "manifest",
     "segment",
     "steps",
@@ -171,6 +172,15 @@ _segment = _record(
     _record(_float, _float, _float, _float),
     _extensions,
 )
+_parent_root = _record(text(1024), integer(1, LARGEST), digest)
+_ledger_leaf = _record(
+    _is("polstore/ledger/v1"),
+    text(1024),
+    integer(1, LARGEST - 1),
+    digest,
+    items(_parent_root, 64),
+    _extensions,
+)
 _samples = items(integer(0, LARGEST), 2**24)
 _microbatch = _record(integer(0, LARGEST), items(_samples, 65_536))
 groups = items(_pairs(text(128), _anything, 256), 65_536)
@@ -194,6 +204,16 @@ def segment(data: bytes) -> Any:
     start, end, base = value[2], value[3], value[6]
     if not start < end <= start + 1_000_000 or (base is not None and base > start):
         refuse("MalformedError", "steps of a segment")
+    return value
+
+
+def ledger_leaf(data: bytes) -> Any:
+    """Return the fields of a leaf of the ledger."""
+    _formed(len(data) <= 65_535, "a leaf too long")
+    value = canonical.decode(data)
+    _ledger_leaf(value)
+    parents = [(origin.encode(), size, root) for origin, size, root in value[4]]
+    ascending(parents)
     return value
 
 

@@ -8,21 +8,39 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tools.vectors import bundle, canonical, challenge, codec, lineage, merkle, run_records, signed_root, state_digest
+from tools.vectors import (
+    archive_files,
+    bundle,
+    canonical,
+    challenge,
+    codec,
+    ledger,
+    lineage,
+    merkle,
+    run_records,
+    signed_root,
+    state_digest,
+    tiles,
+    time,
+)
 
 if TYPE_CHECKING:
     from tools.vectors.cases import File
 
 MODULES = {  # file name in specs/vectors, without .json: the module that makes it
+    "archive_files": archive_files,
     "bundle": bundle,
     "canonical": canonical,
     "challenge": challenge,
     "codec": codec,
+    "ledger": ledger,
     "lineage": lineage,
     "merkle": merkle,
     "run_records": run_records,
     "signed_root": signed_root,
     "state_digest": state_digest,
+    "tiles": tiles,
+    "time": time,
 }
 FOLDER = Path(__file__).resolve().parents[2] / "specs" / "vectors"
 

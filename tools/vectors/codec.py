@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["run", "vectors"]
 
 FIDELITY = "float16-writeback"
+COMPACT = "compact-writeback"
 SCALARS = b"\x90"
+OTHER_SCALARS = b"\x91\x01"
 ZSTD_RUN_OF_100_ZEROS = bytes.fromhex("28b52ffd206423030000")  # one block that repeats a byte
 ZSTD_OF_100_ZEROS = bytes.fromhex("28b52ffd206445000010000001003f012c")
 WEIGHT, FIRST, SECOND = "parameter/w", "optimizer/w/exp_avg", "optimizer/w/exp_avg_sq"
@@ -49,7 +51,7 @@ def run(case: Case) -> None:
 
 def _one(case: Case, data: bytes) -> Snapshot:
     tensor = Tensor(case["name"], "float32", tuple(case["shape"]), np.frombuffer(data, "<f4"))
-    return Snapshot((tensor,), SCALARS)
+    return Snapshot((tensor,), bytes.fromhex(case["scalars"]))
 
 
 def _base(case: Case) -> Snapshot | None:
@@ -105,19 +107,74 @@ def _quantised() -> Iterator[Case]:
         ("unknown-key", "exact", "optimizer/w/master_weight", [0x3F9E0652], [0]),
         ("buffer", "exact", "buffer/running_mean", [0x3F9E0652], [0]),
     ]
-    for identifier, comment, name, live, base in rows:
-        before, after = (Snapshot((_floats(name, words),), SCALARS) for words in (base, live))
-        yield valid(
-            identifier,
-            comment,
-            kind="quantise",
-            fidelity=FIDELITY,
-            name=name,
-            shape=[len(live)],
-            base=before.tensors[0].data.tobytes().hex(),
-            live=after.tensors[0].data.tobytes().hex(),
-            committed=quantise(after, before, FIDELITY).tensors[0].data.tobytes().hex(),
-        )
+    for row in rows:
+        yield _quantise(FIDELITY, *row)
+    yield _quantise("float16", "float16", "the same values as with write-back", WEIGHT, *example)
+    compact: list[tuple[str, str, str, list[int], list[int]]] = [
+        ("compact-weight", "the worked example", WEIGHT, *example),
+        ("compact-weight-other-name", "another key", "parameter/v", *example),
+        ("compact-weight-unchanged", "no delta: the base", WEIGHT, [0, 0x3F800000], [1 << 31, 0x3F800000]),
+        ("compact-weight-negative-zero", "base -0.0 plus step 0", WEIGHT, [1 << 31, 0x40000000], [1 << 31, 0x3F800000]),
+        ("compact-weight-sparse", "one of twenty moves", WEIGHT, [0x3F8020C5, *_ONES], [0x3F800000, *_ONES]),
+        (
+            "compact-weight-uneven",
+            "the exponent is bounded by the largest",
+            WEIGHT,
+            [0x3F800000, *[1] * 600],
+            [0] * 601,
+        ),
+        ("compact-weight-subnormal", "the exponent stops at -126", WEIGHT, [1, 0x80000003, 0x00700000], [0, 0, 0]),
+        ("compact-weight-nan", "a NaN makes the tensor exact", WEIGHT, [0x7FC00001, 0x3F9E0652], [0, 0]),
+        ("compact-weight-base-infinite", "so does the base's", WEIGHT, [0x3F800000, 0x3F9E0652], [0x7F800000, 0]),
+        ("compact-weight-overflow", "so does a delta too large", WEIGHT, [0x7F61B1E6, 0x3F9E0652], [0xFF61B1E6, 0]),
+        ("compact-weight-infinite", "so does a result", WEIGHT, [0x7F7FFFFF] * 20, [0] * 20),
+        ("compact-first", "zeros keep their signs", FIRST, [0x3F9E0652, 0xBF9E0652, 1 << 31, 0, 0x2E9E0652], [0] * 5),
+        ("compact-first-ladder", "one value, sixteen places", FIRST, [0x3F880000] * 16, [0] * 16),
+        ("compact-first-subnormal", "to zero or to the least short", FIRST, [0x00080000] * 16, [0] * 16),
+        ("compact-first-short", "a short stays as it is", FIRST, [0x3F900000, 0x7F700000, 0x80100000], [0] * 3),
+        ("compact-first-overflow", "would round to infinity", FIRST, [0x7F7FFFFF] * 8, [0] * 8),
+        ("compact-first-infinite", "exact", FIRST, [0xFF800000, 0x3F9E0652], [0, 0]),
+        ("compact-second", "the worked example", SECOND, [0x322BCC77, 0x32D6BF95], [0, 0]),
+        ("compact-second-ladder", "one value, sixteen places", SECOND, [0x3F810000] * 16, [0] * 16),
+        ("compact-second-subnormal", "never to zero", SECOND, [1, 0x80000001, 0x18000, 0], [0, 0, 0, 0]),
+        ("compact-second-overflow", "would round to infinity", SECOND, [0x7F7FFFFF] * 8, [0] * 8),
+        ("compact-second-nan", "exact", SECOND, [0x7FFFFFFF, 0x3F9E0652], [0, 0]),
+    ]
+    for row in compact:
+        yield _quantise(COMPACT, *row)
+    for identifier, name, live, base in (
+        ("compact-weight-other-scalars", WEIGHT, *example),
+        ("compact-first-other-scalars", FIRST, [0x3F880000] * 16, [0] * 16),
+        ("compact-second-other-scalars", SECOND, [0x3F810000] * 16, [0] * 16),
+    ):
+        yield _quantise(COMPACT, identifier, "another snapshot, another key", name, live, base, OTHER_SCALARS)
+
+
+_ONES = [0x3F800000] * 19
+
+
+def _quantise(
+    fidelity: str,
+    identifier: str,
+    comment: str,
+    name: str,
+    live: list[int],
+    base: list[int],
+    scalars: bytes = SCALARS,
+) -> Case:
+    before, after = (Snapshot((_floats(name, words),), scalars) for words in (base, live))
+    return valid(
+        identifier,
+        comment,
+        kind="quantise",
+        fidelity=fidelity,
+        name=name,
+        shape=[len(live)],
+        scalars=scalars.hex(),
+        base=before.tensors[0].data.tobytes().hex(),
+        live=after.tensors[0].data.tobytes().hex(),
+        committed=quantise(after, before, fidelity).tensors[0].data.tobytes().hex(),
+    )
 
 
 def _stored() -> list[Case]:
@@ -131,7 +188,13 @@ def _stored() -> list[Case]:
     zeros = b"\x01" + ZSTD_RUN_OF_100_ZEROS
     return [
         _case("stored-example", "the worked example", good, base, frames),
-        _case("stored-every-encoding", "all six encodings, 7 dtypes", many.encode(), many_base, many_frames),
+        _case("stored-every-encoding", "six encodings, 7 dtypes", many.encode(), many_base, many_frames),
+        _case("stored-rounded", "against a base whose low 13 bits count for nothing", *_rounded()),
+        _case("stored-compact", "the encodings of compact-writeback", *_compact()),
+        _case("stored-compact-example", "the worked example of compact-writeback", *_compact_example()),
+        _case("stored-compact-overflow", "a step of 2^124 times 16 384, of which nothing comes", *_steps_overflow()),
+        _case("stored-low-precision", "float8, bfloat16 and float16, each kept to the bit", *_low_precision()),
+        _case("stored-short-on-integers", "an encoding for float32 on another dtype", *_short_of_integers()),
         _case("stored-keyframe", "no base", *_keyframe(base)),
         _case("stored-zstd", "a compressed frame", *_zeros(zeros)),
         _case("stored-zstd-huffman", "a frame with an entropy-coded block", *_zeros(b"\x01" + ZSTD_OF_100_ZEROS)),
@@ -184,6 +247,55 @@ def _all_encodings(step: int) -> Snapshot:
         ),
         SCALARS,
     )
+
+
+def _rounded() -> tuple[bytes, Snapshot, dict[bytes, bytes]]:
+    base = Snapshot((_floats(SECOND, [0x322BDFFF, 0x322BDFFF, 0xFFFFFFFF, 0x80000001]),), SCALARS)
+    live = Snapshot((_floats(SECOND, [0x322BCC77, 0x322BF000, 0x322BCC77, 0x00000001]),), SCALARS)
+    record, frames, _ = encode(live, base, FIDELITY)
+    return record.encode(), base, frames
+
+
+def _compact() -> tuple[bytes, Snapshot, dict[bytes, bytes]]:
+    base, live = _all_encodings(0), _all_encodings(1)
+    record, frames, _ = encode(live, base, COMPACT)
+    return record.encode(), base, frames
+
+
+def _compact_example() -> tuple[bytes, Snapshot, dict[bytes, bytes]]:
+    base = Snapshot((_floats(WEIGHT, [0x3F800000, 0xC0000000, 0x3F000000]),), SCALARS)
+    live = Snapshot((_floats(WEIGHT, [0x3F8020C5, 0xC0000831, 0x3F000000]),), SCALARS)
+    record, frames, _ = encode(live, base, COMPACT)
+    return record.encode(), base, frames
+
+
+def _steps_overflow() -> tuple[bytes, Snapshot, dict[bytes, bytes]]:
+    """Return a record whose steps lead to infinity, which is stated as the tensor's content: a value like others."""
+    base = Snapshot((_floats(WEIGHT, [0, 0]),), SCALARS)
+    result = Snapshot((_floats(WEIGHT, [0x7F800000, 0xFF800000]),), SCALARS)
+    frames = {hashlib.sha256(frame).digest(): frame for frame in (b"\0\x00\xff", b"\0\x80\x7f")}
+    low, high = (StoredFrame(digest, len(frame)) for digest, frame in frames.items())
+    rows = tuple(StoredTensor(entry, Encoding.STEPPED_DELTA, 124) for entry in result.entries())
+    group = StoredGroup(Encoding.STEPPED_DELTA, 2, 2, (low, high))
+    return StoredSnapshot(result.digest(), base.digest(), SCALARS, rows, (group,)).encode(), base, frames
+
+
+def _low_precision() -> tuple[bytes, Snapshot, dict[bytes, bytes]]:
+    def state(words: list[int]) -> Snapshot:
+        tensors = (
+            Tensor(f"parameter/{dtype}", dtype, (len(words),), np.array(words, f"<u{size}").view(CARRIER[dtype]))
+            for dtype, size in (("bfloat16", 2), ("float16", 2), ("float8_e4m3fn", 1), ("float8_e5m2", 1))
+        )
+        return Snapshot(tuple(tensors), SCALARS)
+
+    base, live = state([0, 0x3F, 0x80, 0x7F]), state([0x7F, 0xFF, 0x80, 0x7D])
+    record, frames, _ = encode(live, base, COMPACT)
+    return record.encode(), base, frames
+
+
+def _short_of_integers() -> tuple[bytes, None, dict[bytes, bytes]]:
+    record, _, frames = _zeros(b"\0" + bytes(100))
+    return record.replace(b"\x01\x00\x91\x94\x01", b"\x07\x00\x91\x94\x07"), None, frames
 
 
 def _keyframe(snapshot: Snapshot) -> tuple[bytes, None, dict[bytes, bytes]]:

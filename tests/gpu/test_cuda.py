@@ -1,0 +1,61 @@
+"""Recording and replaying on a CUDA device: bit for bit on the same model of device."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from polstore.codec.live.capture import Capture
+from polstore.codec.quantise import FIDELITIES, quantise, writes_back
+from polstore.codec.snapshot import Snapshot, Tensor
+from polverify.verdict import Decision
+from tests.replay.harness import Bench
+
+pytestmark = pytest.mark.gpu
+
+NAMES = ("optimizer/w/exp_avg", "optimizer/w/exp_avg_sq", "parameter/w")
+SCALARS = b"\x90"
+CASES = {
+    "plain": {},
+    "batch norm and dropout": {"kind": "batchnorm"},
+    "adamw": {"optimizer": "adamw", "scheduler": "cosine", "clip": 1.0},
+    "bfloat16 autocast": {"autocast": True, "optimizer": "adamw"},
+    "gradient scaler": {"scaler": True, "optimizer": "adam", "every": 1},
+    "compact": {"fidelity": "compact-writeback", "optimizer": "adamw"},
+    "lossless": {"fidelity": "lossless"},
+}
+
+
+@pytest.mark.parametrize("fidelity", FIDELITIES)
+def test_the_capture_on_the_device_gives_the_bits_of_the_reference(fidelity):
+    generator = np.random.default_rng(3)
+    size = 1 << 20
+
+    def state():
+        values = [generator.standard_normal(size).astype("<f4") * scale for scale in (1e-3, 1e-6, 1)]
+        values[1] = np.abs(values[1])
+        return Snapshot(tuple(Tensor(n, "float32", (size,), v) for n, v in zip(NAMES, values, strict=True)), SCALARS)
+
+    base, before = state(), state()
+    live = {tensor.name: torch.from_numpy(tensor.data.copy()).cuda() for tensor in before.tensors}
+    wanted = quantise(before, base, fidelity)
+    got = Capture(fidelity).take(live, SCALARS, base).committed
+    assert got.digest() == wanted.digest()
+    left = wanted if writes_back(fidelity) else before
+    for tensor in left.tensors:
+        assert np.array_equal(live[tensor.name].cpu().numpy(), tensor.data)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_on_the_device_is_accepted_there(case, tmp_path):
+    bench = Bench(tmp_path, device="cuda")
+    bench.record(**CASES[case])
+    bench.require_accepted()
+
+
+def test_a_run_on_the_device_cannot_be_judged_on_a_processor(tmp_path):
+    bench = Bench(tmp_path, device="cuda")
+    bench.record()
+    bench.device = "cpu"
+    assert bench.verdict().decision is Decision.INCONCLUSIVE

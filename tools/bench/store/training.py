@@ -1,0 +1,56 @@
+"""Whole training with a snapshot every so many steps, against the same training in a plain loop.
+
+Recorded and plain rounds of so many steps alternate, and medians count, because absolute times on a shared machine say
+little. What the recorder has not finished at the end of a round is waited for and counts as its time.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tools.bench.store.clock import settle, timed
+from tools.bench.store.files import report
+from tools.bench.store.workloads import Loop
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tools.bench.store.workloads import Workload
+
+__all__ = ["Rounds", "train"]
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Seconds of each round of ``every`` steps."""
+
+    every: int
+    recorded: Sequence[float]
+    plain: Sequence[float]
+
+
+def train(workload: Workload, fidelity: str, rounds: int, every: int) -> Rounds:
+    """Train both ways for ``rounds`` rounds, after one that warms up."""
+    recorded: list[float] = []
+    plain: list[float] = []
+    with tempfile.TemporaryDirectory() as folder:
+        ordinary, watched = Loop(workload), Loop(workload)
+        with watched.record(Path(folder) / "store", every=every, fidelity=fidelity):
+            watched.fetch()
+            watched.steps(every)
+            watched.fetch()
+            settle()
+            ordinary.steps(2)
+            for number in range(rounds):
+                began = time.perf_counter()
+                watched.steps(every)
+                watched.fetch()  # the snapshot
+                ended = time.perf_counter()
+                recorded.append(ended - began + settle())
+                plain.append(timed(lambda: ordinary.steps(every)))
+                report(f"  {workload.name}: round {number + 1} of {rounds}")
+    return Rounds(every, recorded, plain)
