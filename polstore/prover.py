@@ -218,7 +218,10 @@ def _proof(run: Run, wanted: Sequence[int], size: int | None, *, audit: bool) ->
     samples: set[int] = set()
     for index in wanted:
         samples |= Steps.parse(run.blob(records[index].steps)).samples()
-    stored = _stored_snapshots(run, _needed_states(records, range(len(records)) if audit else wanted))
+    states = _needed_states(records, range(len(records)) if audit else wanted)
+    if manifest.initial.kind != "seed":
+        states.add(manifest.initial.state)  # nobody can rebuild it, and a verifier looks at its tensors
+    stored = _stored_snapshots(run, states)
     for snapshot in stored.values():
         blobs |= set(snapshot.blobs)
     bundle = Bundle(

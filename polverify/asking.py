@@ -94,7 +94,7 @@ def challenge(
         with BundleFile(records) as file, terminal.progress() as progress:
             _, found = read_records(file.bundle, head)
             named |= set(choose(found, rules))
-            if odd and file.bundle.snapshots:
+            if odd:
                 picked |= set(odd_states(file, found, odd, lambda done, total: progress("auditing", done, total)))
     drawn = Challenge.draw(
         *(head.origin, head.size, head.root),

@@ -95,8 +95,10 @@ def odd_states(
 ) -> tuple[int, ...]:
     """Return the segments whose states look odd, of a bundle that carries every snapshot; all norms are checked.
 
+    None of a bundle that shows the records alone, where at most snapshot 0 is carried.
+
     Args:
-        file: a bundle made for an audit.
+        file: a bundle made for an audit, or of the records alone.
         records: its segment records.
         most: segments to return at most: those with impossible second moments first, then those that moved against
             their moments most.
@@ -107,6 +109,8 @@ def odd_states(
         MalformedError: a snapshot is missing or does not decode to its state digest.
     """
     states = States(file.bundle.snapshots, file.blob)
+    if not any(record.end_state in states for record in records):
+        return ()
     found = []
     for index, seen in audit(records, range(len(records)), states, progress):
         if seen.decayed is not None or seen.against:

@@ -1,10 +1,11 @@
-"""The command `polverify`: challenge, plan, check, log, show.
+"""The command `polverify`: challenge, plan, check, chain, log, show.
 
 Exit codes: 0 ACCEPT or fine, 1 REJECT, 2 wrong usage, 3 INCONCLUSIVE, 4 the caller's side at fault, 130 interrupted.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from enum import Enum
 from pathlib import Path
@@ -22,9 +23,11 @@ from polstore.files import read_file
 from polstore.wire.challenge import MAX_BYTES as MAX_CHALLENGE
 from polstore.wire.challenge import Challenge
 from polstore.wire.ledger import MAX_CONSISTENCY_BYTES
+from polstore.wire.lineage import MAX_LINEAGE
 from polstore.wire.note import MAX_NOTE
 from polstore.wire.tlog_proof import MAX_FILE
 from polverify.asking import challenge, plan
+from polverify.chain import OwnVerdict, check_chain
 from polverify.fetch import DEFAULT_MAX_BYTES, is_archive
 from polverify.log import check_log
 from polverify.options import AsJson, SignedRoot
@@ -33,10 +36,13 @@ from polverify.show import claims
 from polverify.trust import (
     KeyName,
     Keys,
+    ParentKeyName,
+    ParentKeys,
     PolicyFile,
     Timestamps,
     TsaCertificates,
     TsaRoots,
+    load_keys,
     time_sources,
     trusted_keys,
 )
@@ -61,6 +67,8 @@ class Audit(Enum):
     OPENED = "opened"
     FULL = "full"
 
+
+MAX_VERDICT = 64 * 2**20  # bytes; one line for each opened segment
 
 MARKS = {
     Outcome.PASSED: ("ok", "green"),
@@ -106,6 +114,18 @@ def check(
         Audit, typer.Option(help="full: compute every norm again; the bundle is from polstore prove --audit.")
     ] = Audit.OPENED,
     device: Annotated[str, typer.Option(metavar="D", help="Where to replay: cpu, cuda, cuda:1.")] = "cpu",
+    lineage: Annotated[
+        Path | None, typer.Option(metavar="LINEAGE", help="Evidence for the run's parent, from polstore lineage.")
+    ] = None,
+    parent_key: ParentKeys = None,
+    parent_name: ParentKeyName = None,
+    parent_root: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Your own copy of the parent's signed root.")
+    ] = None,
+    parent_proof: Annotated[
+        Path | None,
+        typer.Option(metavar="PROOF", help="Proof that the ledger has that root, as polstore log prove wrote it."),
+    ] = None,
     key: Keys = None,
     name: KeyName = None,
     policy: PolicyFile = None,
@@ -119,6 +139,10 @@ def check(
     Signatures, inclusion, continuity, data, and a replay of each opened segment. Exit code: 0 ACCEPT, 1 REJECT,
     3 INCONCLUSIVE; 2 and 4 mean that there is no verdict.
     """
+    if lineage is None and (parent_key or parent_name or parent_root or parent_proof):
+        raise UsageError("--parent-…", expected="--lineage with it", got="no --lineage")
+    if parent_name is not None and not parent_key:
+        raise UsageError("--parent-name", expected="--parent-key with it", got="no --parent-key")
     keys, trusted = trusted_keys(key, name, policy)
     sources = time_sources(trusted, timestamp, tsa_root, tsa_cert)
     remote = is_archive(bundle)
@@ -137,6 +161,10 @@ def check(
             audit=audit is Audit.FULL,
             device=device,
             time=sources,
+            lineage=None if lineage is None else read_file(lineage, MAX_LINEAGE),
+            parent_keys=load_keys(parent_key, parent_name),
+            parent_root=None if parent_root is None else read_file(parent_root, MAX_NOTE),
+            parent_proof=None if parent_proof is None else read_file(parent_proof, MAX_FILE),
             progress=progress,
         )
         verdict = verify_archive(request, segment, max_bytes) if remote else verify(request)
@@ -191,8 +219,48 @@ def log(
 
 
 @app.command()
+def chain(
+    lineages: Annotated[list[Path], typer.Argument(metavar="LINEAGE...", help="Evidence for each link, in any order.")],
+    verdict: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="VERDICT", help="Your own verdict on a run, from check --json; repeatable."),
+    ] = None,
+    confidence: Annotated[float, typer.Option(metavar="P", help="Probability that the whole chain is to keep.")] = 0.99,
+    key: Keys = None,
+    name: KeyName = None,
+    policy: PolicyFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Join runs to their parents, and say what the chain is worth.
+
+    A run's parents are followed to the root of its lineage. Links are verified here, each signed root with the keys
+    that have its signer's name; verdicts are believed, so give none but your own. Exit code: 0 ACCEPT, 1 REJECT,
+    3 INCONCLUSIVE; 2 and 4 mean that there is no verdict.
+    """
+    keys, trusted = trusted_keys(key, name, policy)
+    found = check_chain(
+        [read_file(path, MAX_LINEAGE) for path in lineages],
+        keys,
+        [_own_verdict(path) for path in verdict or []],
+        any_of=() if trusted is None else [log.key for log in trusted.logs],
+        confidence=confidence,
+    )
+    if as_json:
+        terminal.emit_json(found.as_json())
+    else:
+        terminal.emit(f"{found.decision.name}: {terminal.text(found.reason)}")
+        for line in found.lines():
+            terminal.emit(terminal.text(line))
+        for warning in found.warnings:
+            terminal.emit(f"note: {terminal.text(warning)}")
+    raise typer.Exit(found.decision.value)
+
+
+@app.command()
 def show(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Signed root, bundle or challenge.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Signed root, bundle, challenge, lineage or inclusion proof.")
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Show what a file claims; nothing is verified or executed."""
@@ -215,6 +283,15 @@ def _own_challenge(path: Path) -> Challenge:
         return Challenge.parse(read_file(path, MAX_CHALLENGE))
     except ProofError as error:
         raise CallerError(f"challenge {path}: {error}") from error
+
+
+def _own_verdict(path: Path) -> OwnVerdict:
+    """Read a verdict of the caller's own; raises `CallerError`."""
+    try:
+        value = json.loads(read_file(path, MAX_VERDICT))
+    except (ValueError, RecursionError) as error:
+        raise CallerError(f"{path} is no verdict of polverify check --json: {error}") from error
+    return OwnVerdict.from_json(value, str(path))
 
 
 def _print(verdict: Verdict) -> None:

@@ -129,7 +129,10 @@ class _Opening:
         own |= {record.steps: MAX_STEPS_BLOB for record in opened}
         blobs = dict(zip(own, self._blobs(own, "fetching step records"), strict=True))
         samples = self._samples(manifest, {record.index: blobs[record.steps] for record in opened})
-        stored = self._snapshots(_needed_states(records, opened))
+        states = _needed_states(records, opened)
+        if manifest.initial.kind != "seed":
+            states.add(manifest.initial.state)  # nobody can rebuild it; check 5 looks at its tensors
+        stored = self._snapshots(states)
         frames = {f.digest: f.size for each, _ in stored.values() for group in each.groups for f in group.frames}
         node = merkle.nodes_of([merkle.leaf_hash(leaf) for leaf in leaves])
         sizes = frames | {digest: len(data) for digest, data in blobs.items()}

@@ -21,7 +21,19 @@ if TYPE_CHECKING:
 
     from polstore.wire.keys import VerifierKey
 
-__all__ = ["KeyName", "Keys", "PolicyFile", "Timestamps", "TsaCertificates", "TsaRoots", "time_sources", "trusted_keys"]
+__all__ = [
+    "KeyName",
+    "Keys",
+    "ParentKeyName",
+    "ParentKeys",
+    "PolicyFile",
+    "Timestamps",
+    "TsaCertificates",
+    "TsaRoots",
+    "load_keys",
+    "time_sources",
+    "trusted_keys",
+]
 
 MAX_PEM = 2**20  # bytes of a certificate file
 MAX_TOKEN = 2**16  # bytes of a time-stamping response, as polstore.wire.timestamp has it
@@ -35,6 +47,18 @@ Keys = Annotated[
 ]
 KeyName = Annotated[
     str | None, typer.Option("--name", metavar="NAME", help="Name of the signer, where a key file does not state one.")
+]
+ParentKeys = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--parent-key",
+        metavar="KEY.pub",
+        help="Keys of the parent's signer, as --key; --key and --policy if left out. Repeatable.",
+    ),
+]
+ParentKeyName = Annotated[
+    str | None,
+    typer.Option("--parent-name", metavar="NAME", help="Name of that signer, where a key file does not state one."),
 ]
 PolicyFile = Annotated[
     Path | None,
@@ -70,11 +94,16 @@ def trusted_keys(
         MissingError, KeyFileError: as `polstore.keyfile.load_verifier_keys`.
         CallerError: not a policy.
     """
-    keys = dict.fromkeys(key for path in paths or () for key in keyfile.load_verifier_keys(path, name=name))
+    keys = load_keys(paths, name)
     policy = None if policy_file is None else _own(policy_file, MAX_POLICY, Policy.parse)
     if not keys and (policy is None or not policy.logs):
         raise UsageError("whose signature?", expected="--key, or --policy with a log line", got="neither")
-    return tuple(keys), policy
+    return keys, policy
+
+
+def load_keys(paths: Sequence[Path] | None, name: str | None) -> tuple[VerifierKey, ...]:
+    """Return the keys of all these files, each once; raises as `polstore.keyfile.load_verifier_keys`."""
+    return tuple(dict.fromkeys(key for path in paths or () for key in keyfile.load_verifier_keys(path, name=name)))
 
 
 def time_sources(

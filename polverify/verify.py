@@ -26,6 +26,7 @@ from polstore.errors import (
 from polstore.wire import canonical, merkle
 from polstore.wire.challenge import FRESH, ROOT, WITNESS
 from polstore.wire.checkpoint import open_root, run_origin
+from polstore.wire.lineage import Lineage
 from polstore.wire.manifest import Manifest
 from polstore.wire.steps import MAX_HYPERPARAMETERS, parse_groups
 from polverify.audit import audit
@@ -34,6 +35,7 @@ from polverify.capability import narrow
 from polverify.challenge import require_chosen
 from polverify.continuity import check_continuity, state_at
 from polverify.data import check_samples, check_steps
+from polverify.lineage import check_link
 from polverify.log import Entered, check_entry
 from polverify.power import Power
 from polverify.states import States
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from polstore.wire.keys import VerifierKey
     from polstore.wire.segment import SegmentRecord
     from polstore.wire.steps import Steps
+    from polverify.lineage import Link
     from polverify.replay.session import Session
 
 __all__ = ["Request", "verify"]
@@ -79,6 +82,10 @@ class Request:
         ledger: bytes of the proof that the signed root is in a ledger (a .tlog-proof file), or None.
         audit: whether the bundle has to carry every snapshot, from which all norms are computed again.
         device: where to replay.
+        lineage: the evidence for the run's parent (specs/lineage.md), or None.
+        parent_keys: the keys that all must have signed the parent's root; if empty, it takes those that this one takes.
+        parent_root: the verifier's own copy of the parent's signed root, or None.
+        parent_proof: bytes of the proof that the parent's signed root is in a ledger, or None.
         time: whom the verifier believes about times.
         progress: told (what is being done, done, in all).
     """
@@ -91,6 +98,10 @@ class Request:
     ledger: bytes | None = None
     audit: bool = False
     device: str = "cpu"
+    lineage: bytes | None = None
+    parent_keys: Sequence[VerifierKey] = ()
+    parent_root: bytes | None = None
+    parent_proof: bytes | None = None
     time: Sources = field(default_factory=Sources)
     progress: Callable[[str, int, int], None] = lambda _what, _done, _total: None
 
@@ -250,7 +261,7 @@ class _Verification:
         return Outcome.PASSED, f"run {manifest.run}, recipe {manifest.recipe.digest.hex()[:16]}"
 
     def initial_state(self) -> tuple[Outcome, str]:
-        """[check 5] The initial state is what the seed gives."""
+        """[check 5] The initial state is what the seed gives, a parent's, or drawn as initial weights are."""
         narrow(self.manifest.environment)
         from polverify.replay.session import Session  # loads torch, which must not happen sooner
 
@@ -265,13 +276,53 @@ class _Verification:
             raise RecipeError("optimizer's hyperparameters", expected=declared, got=self.session.hyperparameters)
         initial = self.manifest.initial
         if initial.kind != "seed":
-            return Outcome.UNDECIDED, f"declared as {initial.kind}, which cannot be checked yet"
+            return self.initial_tensors()
         if self.session.initial_state == initial.state:
             return Outcome.PASSED, "rebuilt from the seed, state digests are equal"
         differences = self.session.differences(self.manifest.environment)
         if differences:
             return Outcome.UNDECIDED, "another environment class: " + "; ".join(differences)
         raise ReplayError("initial state rebuilt from the seed", expected=initial.state, got=self.session.initial_state)
+
+    def initial_tensors(self) -> tuple[Outcome, str]:
+        """[check 5] An initial state that the seed does not give, tensor by tensor."""
+        from polverify.initial import Rebuilt, check_tensors  # loads scipy, which no other check needs
+
+        link, shown = None, ""
+        if self.manifest.initial.kind == "parent":
+            if self.request.lineage is None:
+                return Outcome.UNDECIDED, "declared as parent, and no lineage was given"
+            link, shown = self.parent(self.request.lineage)
+        outcome, detail, warnings = check_tensors(
+            self.states.get(self.manifest.initial.state),
+            Rebuilt(self.session.initial_entries, self.session.initial_scalars),
+            () if link is None else link.inherited,
+        )
+        self.warnings.extend(warnings)
+        return outcome, shown + detail
+
+    def parent(self, data: bytes) -> tuple[Link, str]:
+        """[check 5] The link to the parent holds; returns it with what to say of it."""
+        own = self.request.parent_keys
+        keys, logs = (own, ()) if own else (self.request.keys, self.logs)
+        link = check_link(Lineage.parse(data), self.manifest, keys, self.request.parent_root, any_of=logs)
+        at = link.root.checkpoint
+        self.claim["parent"] = {
+            "origin": at.origin,
+            "size": at.size,
+            "root": at.root.hex(),
+            "initial": link.parent.initial.kind,
+            "inherited": len(link.inherited),
+        }
+        text = f"{len(link.inherited)} tensors are those of {at.origin} after its last of {at.size - 1} segments"
+        if self.request.parent_proof is None:
+            self.warnings.append("the parent's signed root was not shown to be in a ledger")
+        else:
+            proof, time = self.request.parent_proof, link.root.timestamp
+            entry = check_entry(proof, keys, at, link.parent, time, any_of=logs)
+            text += f", in the ledger {entry.head.checkpoint.origin}"
+        self.warnings.append("the parent's own training is for a verdict of its own; polverify chain joins them")
+        return link, text + "; "
 
     def continuity(self) -> tuple[Outcome, str]:
         """[check 6] All segment records join up into one run."""
@@ -322,6 +373,8 @@ class _Verification:
             wanted |= {record.start_state, record.end_state}
             if record.base_step is not None:
                 wanted.add(state_at(self.records, record.base_step))
+        if self.manifest.initial.kind != "seed":
+            wanted.add(self.manifest.initial.state)  # for check 5
         needed = self.states.closure(wanted) | {record.steps for record in opened}
         needed.add(self.manifest.optimizer.hyperparameters)
         carried = {digest for digest, _ in bundle.blobs}
@@ -336,7 +389,27 @@ class _Verification:
             self.session.sample_hash,
             lambda done, total: self.request.progress("hashing samples", done, total),
         )
-        return Outcome.PASSED, f"{len(used)} samples of {self.manifest.dataset.size}, {len(wanted)} snapshots"
+        return (
+            Outcome.PASSED,
+            f"{len(used)} samples of {self.manifest.dataset.size}, {self.order()}, {len(wanted)} snapshots",
+        )
+
+    def order(self) -> str:
+        """[check 9] The order of samples is the one that the seed gives, where that was declared."""
+        if not self.steps:
+            return "no order to look at"
+        if self.manifest.sampler != "seed":
+            self.warnings.append("the order of samples was the prover's free choice")
+            return "their order free"
+        left_out = self.session.check_order([self.steps[segment.index] for segment in self.file.bundle.opened])
+        if left_out is None:
+            self.warnings.append(
+                "the order of samples was not re-derived: the recipe's sampler is none of PyTorch's own"
+            )
+            return "their order not re-derived"
+        if left_out:
+            self.warnings.append(f"{left_out} batches of the order were left out: the loop broke off a pass")
+        return "their order re-derived from the seed"
 
     def replay(self) -> tuple[Outcome, str]:
         """[check 10] Training each opened segment again leads to the committed state, bit for bit."""

@@ -102,6 +102,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Judge:
         ledger: bytes | None = None,
         time: Any = None,
         audit: bool = False,
+        **options: Any,
     ) -> Verdict:
         if evidence is not None:
             root = evidence.root if root is None else root
@@ -111,7 +112,9 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Judge:
         path.write_bytes(data)
         wanted = forge.KEY.verifier_keys() if keys is None else keys
         sources = time or Sources()
-        return verify(Request(root, wanted, path, recipe or forge.RECIPE, challenge, ledger, audit, time=sources))
+        return verify(
+            Request(root, wanted, path, recipe or forge.RECIPE, challenge, ledger, audit, time=sources, **options)
+        )
 
     return judged
 

@@ -263,10 +263,11 @@ COMMANDS = {
     ("polstore", "keygen"): "--name --out --encrypt --passphrase-file --json",
     ("polstore", "pubkey"): "--key --name --passphrase-file --json",
     ("polstore", "record"): "--store --run --every --steps --fidelity --device --resume --seed --config --not-before "
-    "--json RECIPE",
+    "--parent --parent-root --json RECIPE",
     ("polstore", "commit"): "--store --run --key --name --passphrase-file --out --json POLSTORE_STORE",
     ("polstore", "timestamp"): "SIGNED_ROOT --tsa --request --response --out --tsa-root --json",
     ("polstore", "prove"): "--store --run --segment --challenge --records --audit --leaves --out --json",
+    ("polstore", "lineage"): "--store --run --parent --out --json",
     ("polstore", "ls"): "--store --json",
     ("polstore", "show"): "--store --run --segment --json",
     ("polstore", "fsck"): "--store --json",
@@ -289,7 +290,9 @@ COMMANDS = {
     "--odd --segment --nonce --nonce-from-cosignature --nonce-from-root --out --json",
     ("polverify", "plan"): "SIGNED_ROOT --segments --share --confidence --steps-per-segment --step-seconds --json",
     ("polverify", "check"): "SIGNED_ROOT --key --name --policy --timestamp --tsa-root --tsa-cert --bundle --challenge "
-    "--ledger --segment --max-bytes --audit --recipe --device --json",
+    "--ledger --segment --max-bytes --audit --recipe --device --lineage --parent-key --parent-name --parent-root "
+    "--parent-proof --json",
+    ("polverify", "chain"): "LINEAGE --key --name --policy --verdict --confidence --json",
     ("polverify", "log"): "HEAD --key --name --policy --state --consistency --max-age --json",
     ("polverify", "show"): "FILE --json",
 }

@@ -172,7 +172,7 @@ def check(case: Case) -> None:
         merkle.inclusion(merkle.leaf_hash(leaves[index + 1]), index + 1, size, proof, root)
     states = {0: manifest[7][1]} | {record[3]: record[5] for record in segments}
     used: set[int] = set()
-    wanted: set[bytes] = set()
+    wanted: set[bytes] = set() if manifest[7][0] == "seed" else {manifest[7][1]}
     needed = {manifest[4][1]}
     for record in (segments[index] for index in indices):
         used |= _used(record, blobs, manifest[3][1])
