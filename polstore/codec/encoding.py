@@ -151,9 +151,10 @@ class _Writer:
         self._packer = Packer()
 
     def add(self, part: Quantised) -> tuple[Tensor, StoredTensor]:
-        """Encode a tensor and return it with its row; what is the same in the base is the base's, hashed before."""
-        encoding = _encoding_of(part)
-        tensor = part.partner if encoding is Encoding.SAME and part.partner is not None else part.tensor
+        """Encode a tensor and return it with its row."""
+        encoding, tensor = _encoding_of(part), part.tensor
+        if encoding is Encoding.SAME and part.partner is not None:
+            tensor.take_entry(part.partner)  # and not the array: a capture may use its memory again before this one's
         row = StoredTensor(tensor.entry(), encoding, part.exponent if encoding in SCALED else 0)
         if not row.holds_items:
             return tensor, row
