@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from polstore import ledger
+from polstore.carried import Carried
 from polstore.errors import (
     DamagedError,
     ExistsError,
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from polstore.codec import frames
     from polstore.reader import Run
     from polstore.storage.reader import Reader
     from polstore.storage.store import Store
@@ -155,12 +155,12 @@ class Proof:
     """A bundle ready to be written: its index, and where its blobs come from."""
 
     bundle: Bundle
-    run: Run
+    carried: Carried
 
     def __iter__(self) -> Iterator[bytes]:
         yield self.bundle.head()
         for digest, length in self.bundle.blobs:
-            blob = self.run.blob(digest)
+            blob = self.carried.blob(digest)
             if len(blob) != length:
                 raise DamagedError("blob has changed its length", expected=length, got=len(blob))
             yield blob
@@ -183,6 +183,7 @@ def prove(run: Run, segments: Sequence[int], size: int | None = None, *, audit: 
         UsageError: no segments were named.
         MissingError: no such segment under that root, no such signed root, or data that the store no longer has.
         DamagedError: what the store holds is not what was signed.
+        FullError: no room for a temporary file, where snapshots are stored anew.
     """
     wanted = sorted(set(segments))
     if not wanted and not audit:
@@ -219,21 +220,20 @@ def _proof(run: Run, wanted: Sequence[int], size: int | None, *, audit: bool) ->
     for index in wanted:
         samples |= Steps.parse(run.blob(records[index].steps)).samples()
     states = _needed_states(records, range(len(records)) if audit else wanted)
-    if manifest.initial.kind != "seed":
-        states.add(manifest.initial.state)  # nobody can rebuild it, and a verifier looks at its tensors
-    stored = _stored_snapshots(run, states)
-    for snapshot in stored.values():
-        blobs |= set(snapshot.blobs)
+    if manifest.initial.kind != "seed" and manifest.initial.state not in states:
+        states = [manifest.initial.state, *states]  # nobody can rebuild it, and a verifier looks at its tensors
+    carried = Carried(run, states)
+    sizes = {digest: run.blob_size(digest) for digest in blobs} | carried.blobs()
     bundle = Bundle(
         size=size,
         root=root,
         leaves=leaves,
         opened=opened,
-        snapshots=tuple(stored[digest].encode() for digest in sorted(stored)),
+        snapshots=tuple(carried.records[digest].encode() for digest in sorted(carried.records)),
         samples=_open_samples(run, manifest, sorted(samples)),
-        blobs=tuple((digest, run.blob_size(digest)) for digest in sorted(blobs)),
+        blobs=tuple(sorted(sizes.items())),
     )
-    return Proof(bundle, run)
+    return Proof(bundle, carried)
 
 
 def _signed_tree(run: Run, leaves: tuple[bytes, ...]) -> bytes:
@@ -261,26 +261,20 @@ def _opened(run: Run, index: int, leaves: tuple[bytes, ...], root: bytes) -> Ope
     return OpenedSegment(index, proof)
 
 
-def _needed_states(records: Sequence[SegmentRecord], segments: Sequence[int]) -> set[bytes]:
-    """Return the digests of the snapshots at both ends of each segment, and of those its end is quantised against."""
+def _needed_states(records: Sequence[SegmentRecord], segments: Sequence[int]) -> list[bytes]:
+    """Return the digests of the snapshots at both ends of each segment, and of those its end is quantised against.
+
+    They come in the order of their steps, each once.
+    """
     at = {record.end_step: record.end_state for record in records}
     at[records[0].start_step] = records[0].start_state
-    needed = set()
+    needed: set[int] = set()
     for index in segments:
         record = records[index]
-        needed |= {record.start_state, record.end_state}
+        needed |= {record.start_step, record.end_step}
         if record.base_step is not None:
-            needed.add(at[record.base_step])
-    return needed
-
-
-def _stored_snapshots(run: Run, states: set[bytes]) -> dict[bytes, frames.StoredSnapshot]:
-    """Return the descriptions of these snapshots and of all they are stored against, by state digest."""
-    found: dict[bytes, frames.StoredSnapshot] = {}
-    for digest in states:
-        if digest not in found:
-            found.update({stored.state_digest: stored for stored in run.stored_snapshots(digest)})
-    return found
+            needed.add(record.base_step)
+    return list(dict.fromkeys(at[step] for step in sorted(needed)))
 
 
 def _open_samples(run: Run, manifest: Manifest, indices: list[int]) -> Samples:

@@ -117,9 +117,12 @@ class _Opening:
             ProofError: the root is not signed, the challenge not for it, or what the archive holds contradicts a hash.
             CallerError: a file cannot be had, or there is no room for the bundle.
         """
-        head = open_root(self._request.signed_root, self._request.keys).checkpoint
+        policy = self._request.time.policy
+        logs = () if policy is None else [log.key for log in policy.logs]
+        root = open_root(self._request.signed_root, self._request.keys, any_of=logs)
+        head = root.checkpoint
         wanted = self._wanted(head)
-        self._folder = run_folder(head.origin.removeprefix(self._request.keys[0].name + "/"))
+        self._folder = run_folder(head.origin.removeprefix(root.keys[0].name + "/"))
         self.bytes_in_archive = self._claimed_size()
         leaves = self._leaves(head)
         manifest = Manifest.parse(leaves[0])

@@ -86,7 +86,7 @@ def _write(encoding: Encoding, dtype: str, source: Array, predicted: Array | Non
     if encoding is Encoding.SHORT_VALUE:
         out[:] = (pattern >> np.uint32(SHORT_VALUE_BITS - 1)) & np.uint32(0xFFE)
         out |= (pattern >> np.uint32(31)).astype("<u2")
-        return np.array_equal(_pattern(encoding, dtype, out, None), pattern)
+        return not np.bitwise_or.reduce(pattern) & ((1 << SHORT_VALUE_BITS) - 1)
     if predicted is None:
         out[:] = pattern
         return True

@@ -143,6 +143,10 @@ class Quantised:
             return self.partner
         return Tensor(self.name, self.dtype, self.shape, self._values())
 
+    def forget(self) -> None:
+        """Let go of the committed tensor; it is made anew when it is asked for again."""
+        self.__dict__.pop("tensor", None)
+
     def _values(self) -> Array:
         if self.items is None:
             raise UsageError(f"quantised tensor {self.name} has no items", expected="an array", got=self.scheme.value)

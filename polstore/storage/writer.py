@@ -41,9 +41,13 @@ class Writer(Reader):
         """The ledger, within this same transaction."""
         return LedgerWriter(self._handle)
 
-    def put_blob(self, data: bytes) -> bytes:
-        """Store a blob and return its digest, 32 bytes; a damaged copy of it is replaced."""
-        digest = hashlib.sha256(data).digest()
+    def put_blob(self, data: bytes, digest: bytes | None = None) -> bytes:
+        """Store a blob and return its digest, 32 bytes; a damaged copy of it is replaced.
+
+        A caller that has just computed the SHA-256 of these very bytes hands it over as ``digest``. It is taken at its
+        word, since every read compares the two.
+        """
+        digest = hashlib.sha256(data).digest() if digest is None else digest
         key = keys.digest_key(keys.BLOB, digest)
         if not self._handle.put(key, data) and self._handle.get(key) != data:
             self._handle.put(key, data, overwrite=True)
