@@ -16,7 +16,7 @@ from polstore.codec.framing import Unpacker
 from polstore.codec.items import read_values
 from polstore.codec.snapshot import CARRIER, Snapshot, Tensor
 from polstore.codec.stored import NEEDS_BASE, Encoding
-from polstore.codec.threads import in_order
+from polstore.codec.threads import available, in_order
 from polstore.errors import MalformedError, MissingError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_MAX_BYTES", "decode", "decode_against", "decode_tensor", "require"]
 
 DEFAULT_MAX_BYTES = 64 << 30  # of decoded tensors: a 5 G parameter AdamW state; larger ones are asked for knowingly
-PORTION = 32 << 20  # bytes of tensors for one thread at a time: at its ends a group of 1 MiB may be unpacked twice
+PORTION = 32 << 20  # bytes of tensors for one thread, at least: at its ends groups of 1 MiB are unpacked twice
 
 
 def decode(
@@ -91,7 +91,8 @@ def decode_against(
             tensors.append(_checked(tensor, entry) if check else tensor)
         return tensors
 
-    tensors = chain.from_iterable(in_order(work, list(_portions(stored.tensors))))
+    size = max(PORTION, stored.nbytes // (2 * available()))  # two for each thread, so that all are busy to the end
+    tensors = chain.from_iterable(in_order(work, list(_portions(stored.tensors, size))))
     return Snapshot(tuple(tensors), stored.scalars)  # the record checked that its entries make its state digest
 
 
@@ -101,16 +102,20 @@ def require(stored: StoredSnapshot, snapshot: Snapshot) -> None:
     in_order(lambda tensor: _checked(tensor, entries[tensor.name]), snapshot.tensors)
 
 
-def _portions(rows: Iterable[StoredTensor]) -> Iterator[list[StoredTensor]]:
-    """Cut rows into portions for one thread each, so that what is raised first is the same whatever their number."""
+def _portions(rows: Iterable[StoredTensor], size: int) -> Iterator[list[StoredTensor]]:
+    """Cut rows into portions of at least ``size`` bytes.
+
+    They follow the record's order, and a row fails or not by itself: what is raised for the first is the same however
+    they are cut.
+    """
     portion: list[StoredTensor] = []
-    size = 0
+    held = 0
     for row in rows:
         portion.append(row)
-        size += row.nbytes
-        if size >= PORTION:
+        held += row.nbytes
+        if held >= size:
             yield portion
-            portion, size = [], 0
+            portion, held = [], 0
     if portion:
         yield portion
 
