@@ -195,7 +195,7 @@ def chain(length: int, monkeypatch: pytest.MonkeyPatch) -> tuple[list[SegmentRec
         stored.append(record)
     alive: Any = weakref.WeakSet()
     most = [0]
-    decode = chain_module.decode
+    decode = chain_module.decode_against
 
     def counted(*arguments: Any, **options: Any) -> Snapshot:
         decoded = decode(*arguments, **options)
@@ -203,7 +203,7 @@ def chain(length: int, monkeypatch: pytest.MonkeyPatch) -> tuple[list[SegmentRec
         most[0] = max(most[0], len(alive))
         return decoded
 
-    monkeypatch.setattr(chain_module, "decode", counted)
+    monkeypatch.setattr(chain_module, "decode_against", counted)
     found = [
         replace(
             each, start_state=shots[i].digest(), end_state=shots[i + 1].digest(), base_step=max(each.start_step - 20, 0)
