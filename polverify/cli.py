@@ -1,12 +1,13 @@
-"""The command `polverify`: challenge, check, report, log, show.
+"""The command `polverify`: challenge, plan, check, report, chain, log, show.
 
 Exit codes: 0 ACCEPT or fine, 1 REJECT, 2 wrong usage, 3 INCONCLUSIVE, 4 the caller's side at fault, 130 interrupted.
 """
 
 from __future__ import annotations
 
-import secrets
+import json
 import time
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,28 +21,34 @@ from polstore.codec.live.recipe import RecipeFile
 from polstore.errors import CallerError, ProofError, UsageError
 from polstore.files import read_file, write_atomic
 from polstore.wire.challenge import MAX_BYTES as MAX_CHALLENGE
-from polstore.wire.challenge import NONCE_SIZE, Challenge
-from polstore.wire.checkpoint import open_root
+from polstore.wire.challenge import Challenge
 from polstore.wire.ledger import MAX_CONSISTENCY_BYTES
+from polstore.wire.lineage import MAX_LINEAGE
 from polstore.wire.note import MAX_NOTE
 from polstore.wire.tlog_proof import MAX_FILE
+from polverify.asking import challenge, plan
+from polverify.chain import OwnVerdict, check_chain
 from polverify.fetch import DEFAULT_MAX_BYTES, is_archive
 from polverify.log import check_log
+from polverify.options import AsJson, SignedRoot
 from polverify.policy import VerifierPolicy
 from polverify.remote import verify_archive
 from polverify.show import claims
 from polverify.trust import (
     KeyName,
     Keys,
+    ParentKeyName,
+    ParentKeys,
     PolicyFile,
     Timestamps,
     TsaCertificates,
     TsaRoots,
+    load_keys,
     time_sources,
     trusted_keys,
     verifier_policy,
 )
-from polverify.verdict import Outcome, Verdict
+from polverify.verdict import MAX_VERDICT, Outcome, Verdict
 from polverify.verify import Request, verify
 
 if TYPE_CHECKING:
@@ -58,8 +65,13 @@ app = typer.Typer(
     add_completion=False,
 )
 
-SignedRoot = Annotated[Path, typer.Argument(metavar="SIGNED_ROOT", help="Signed root, as polstore commit wrote it.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
+
+class Audit(Enum):
+    """Which norms are computed again."""
+
+    OPENED = "opened"
+    FULL = "full"
+
 
 MARKS = {
     Outcome.PASSED: ("ok", "green"),
@@ -69,43 +81,8 @@ MARKS = {
 }
 
 
-@app.command()
-def challenge(
-    signed_root: SignedRoot,
-    segments: Annotated[int, typer.Option(metavar="N", help="Segments to open, in all.")],
-    out: Annotated[Path, typer.Option(metavar="CHALLENGE", help="Challenge file to write.")],
-    key: Keys = None,
-    name: KeyName = None,
-    policy: PolicyFile = None,
-    random: Annotated[
-        int | None,
-        typer.Option(metavar="R", help="How many of them the nonce draws; all but the first and the last if left out."),
-    ] = None,
-    nonce: Annotated[
-        str | None,
-        typer.Option(metavar="HEX", help="64 hex digits that the prover could not know; fresh if left out."),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Draw the segments that the prover has to open.
-
-    Do it after the root was signed, never before.
-    """
-    keys, trusted = trusted_keys(key, name, policy)
-    logs = () if trusted is None else [log.key for log in trusted.logs]
-    opened = open_root(read_file(signed_root, MAX_NOTE), keys, any_of=logs)
-    drawn = Challenge.draw(
-        opened.checkpoint.origin,
-        opened.checkpoint.size,
-        opened.checkpoint.root,
-        segments=segments,
-        random=random,
-        nonce=_nonce(nonce),
-    )
-    write_atomic(out, drawn.encode())
-    if as_json:
-        terminal.emit_json(claims(out))
-    terminal.note(f"challenged {len(drawn.segments)} of {opened.checkpoint.size - 1} segments in {out}")
+app.command()(challenge)
+app.command()(plan)
 
 
 @app.command()
@@ -136,7 +113,22 @@ def check(
     max_bytes: Annotated[
         int, typer.Option(metavar="N", min=1, help="Bytes to fetch from a static archive at most.")
     ] = DEFAULT_MAX_BYTES,
+    audit: Annotated[
+        Audit, typer.Option(help="full: compute every norm again; the bundle is from polstore prove --audit.")
+    ] = Audit.OPENED,
     device: Annotated[str, typer.Option(metavar="D", help="Where to replay: cpu, cuda, cuda:1.")] = "cpu",
+    lineage: Annotated[
+        Path | None, typer.Option(metavar="LINEAGE", help="Evidence for the run's parent, from polstore lineage.")
+    ] = None,
+    parent_key: ParentKeys = None,
+    parent_name: ParentKeyName = None,
+    parent_root: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Your own copy of the parent's signed root.")
+    ] = None,
+    parent_proof: Annotated[
+        Path | None,
+        typer.Option(metavar="PROOF", help="Proof that the ledger has that root, as polstore log prove wrote it."),
+    ] = None,
     key: Keys = None,
     name: KeyName = None,
     policy: PolicyFile = None,
@@ -153,11 +145,17 @@ def check(
     Signatures, inclusion, continuity, data, and a replay of each opened segment. Exit code: 0 ACCEPT, 1 REJECT,
     3 INCONCLUSIVE; 2 and 4 mean that there is no verdict.
     """
+    if lineage is None and (parent_key or parent_name or parent_root or parent_proof):
+        raise UsageError("--parent-…", expected="--lineage with it", got="no --lineage")
+    if parent_name is not None and not parent_key:
+        raise UsageError("--parent-name", expected="--parent-key with it", got="no --parent-key")
     keys, trusted = trusted_keys(key, name, policy)
     sources = time_sources(trusted, timestamp, tsa_root, tsa_cert)
     remote = is_archive(bundle)
     if segment and not remote:
         raise UsageError("--segment", expected="a static archive as --bundle", got=bundle)
+    if audit is Audit.FULL and remote:
+        raise UsageError("--audit full", expected="a bundle from polstore prove --audit", got="a static archive")
     with terminal.progress() as progress, terminal.recipe_at_work():
         request = Request(
             signed_root=read_file(signed_root, MAX_NOTE),
@@ -166,10 +164,15 @@ def check(
             recipe=RecipeFile.read(recipe),
             challenge=None if challenge is None else _own_challenge(challenge),
             ledger=None if ledger is None else read_file(ledger, MAX_FILE),
+            audit=audit is Audit.FULL,
             device=device,
             time=sources,
             policy=verifier_policy(policy) or VerifierPolicy(),
             now=int(time.time()),
+            lineage=None if lineage is None else read_file(lineage, MAX_LINEAGE),
+            parent_keys=load_keys(parent_key, parent_name),
+            parent_root=None if parent_root is None else read_file(parent_root, MAX_NOTE),
+            parent_proof=None if parent_proof is None else read_file(parent_proof, MAX_FILE),
             progress=progress,
         )
         verdict = verify_archive(request, segment, max_bytes) if remote else verify(request)
@@ -197,7 +200,7 @@ def report(
 
     One HTML file that needs nothing else. Nothing is checked again: the page is worth what the verdict file is.
     """
-    from polverify.report import MAX_VERDICT, parse_verdict
+    from polverify.report import parse_verdict
 
     write_atomic(out, _page(parse_verdict(read_file(verdict, MAX_VERDICT))))
 
@@ -242,8 +245,48 @@ def log(
 
 
 @app.command()
+def chain(
+    lineages: Annotated[list[Path], typer.Argument(metavar="LINEAGE...", help="Evidence for each link, in any order.")],
+    verdict: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="VERDICT", help="Your own verdict on a run, from check --json; repeatable."),
+    ] = None,
+    confidence: Annotated[float, typer.Option(metavar="P", help="Probability that the whole chain is to keep.")] = 0.99,
+    key: Keys = None,
+    name: KeyName = None,
+    policy: PolicyFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Join runs to their parents, and say what the chain is worth.
+
+    A run's parents are followed to the root of its lineage. Links are verified here, each signed root with the keys
+    that have its signer's name; verdicts are believed, so give none but your own. Exit code: 0 ACCEPT, 1 REJECT,
+    3 INCONCLUSIVE; 2 and 4 mean that there is no verdict.
+    """
+    keys, trusted = trusted_keys(key, name, policy)
+    found = check_chain(
+        [read_file(path, MAX_LINEAGE) for path in lineages],
+        keys,
+        [_own_verdict(path) for path in verdict or []],
+        any_of=() if trusted is None else [log.key for log in trusted.logs],
+        confidence=confidence,
+    )
+    if as_json:
+        terminal.emit_json(found.as_json())
+    else:
+        terminal.emit(f"{found.decision.name}: {terminal.text(found.reason)}")
+        for line in found.lines():
+            terminal.emit(terminal.text(line))
+        for warning in found.warnings:
+            terminal.emit(f"note: {terminal.text(warning)}")
+    raise typer.Exit(found.decision.value)
+
+
+@app.command()
 def show(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Signed root, bundle or challenge.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Signed root, bundle, challenge, lineage or inclusion proof.")
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Show what a file claims; nothing is verified or executed."""
@@ -274,16 +317,13 @@ def _page(verdict: Mapping[str, Any]) -> bytes:
     return render(verdict).encode()
 
 
-def _nonce(text: str | None) -> bytes:
-    if text is None:
-        return secrets.token_bytes(NONCE_SIZE)
+def _own_verdict(path: Path) -> OwnVerdict:
+    """Read a verdict of the caller's own; raises `CallerError`."""
     try:
-        nonce = bytes.fromhex(text)
-    except ValueError as error:
-        raise UsageError("--nonce", expected="64 hex digits", got=text) from error
-    if len(nonce) != NONCE_SIZE:
-        raise UsageError("--nonce", expected="64 hex digits", got=text)
-    return nonce
+        value = json.loads(read_file(path, MAX_VERDICT))
+    except (ValueError, RecursionError) as error:
+        raise CallerError(f"{path} is no verdict of polverify check --json: {error}") from error
+    return OwnVerdict.from_json(value, str(path))
 
 
 def _print(verdict: Verdict) -> None:
@@ -295,6 +335,8 @@ def _print(verdict: Verdict) -> None:
             terminal.emit(f"{item.number:2} {item.name}: {MARKS[item.outcome][0]}: {terminal.text(item.detail)}")
         for warning in verdict.warnings:
             terminal.emit(f"note: {terminal.text(warning)}")
+        for line in verdict.power.lines() if verdict.power is not None else ():
+            terminal.emit(f"power: {line}")
         return
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(justify="right")
@@ -309,3 +351,5 @@ def _print(verdict: Verdict) -> None:
     console.print(table)
     for warning in verdict.warnings:
         console.print(Text(f"note: {terminal.text(warning)}", "dim"))
+    for line in verdict.power.lines() if verdict.power is not None else ():
+        console.print(Text(f"power: {line}"))

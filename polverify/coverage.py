@@ -21,7 +21,7 @@ __all__ = ["CHOSEN", "MAX_LOSSES", "MAX_ROWS", "Coverage", "coverage", "losses"]
 
 MAX_ROWS = 2048  # rows that opened segments, and others, take at most each: some 400 KB of JSON
 MAX_LOSSES = 2048  # losses that are kept
-CHOSEN = ("random", "named", "prover", "caller")  # by the nonce, by the challenge otherwise, or without one
+CHOSEN = ("random", "named", "picked", "prover", "caller")  # the last two: without a challenge
 
 
 @dataclass(frozen=True)

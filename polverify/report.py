@@ -26,9 +26,8 @@ from polverify.verdict import SCHEMA
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["MAX_VERDICT", "parse_verdict", "render"]
+__all__ = ["parse_verdict", "render"]
 
-MAX_VERDICT = 64 * 2**20  # bytes of a saved verdict
 MAX_TEXT = 600  # characters of one value that are shown
 MAX_ROWS = 200  # rows of one table that are shown
 NORMS = {"l2": "l2", "l1": "l1", "linf": "l∞", "cos": "cosine distance"}
@@ -36,7 +35,8 @@ OUTCOMES = {"passed": "ok", "failed": "failed", "undecided": "undecided", "not m
 FIGURES = {"epsilon": "ε of all parameters", "evaluation": "the recipe's own evaluation"}  # of a segment, as they come
 CHOSEN = {
     "random": "drawn by the nonce",
-    "named": "asked for by name",
+    "named": "first, last, or found by the challenge's rules",
+    "picked": "the verifier's choice",
     "prover": "the prover's choice",
     "caller": "the verifier's choice, without a challenge",
 }

@@ -49,6 +49,10 @@ class States:
             last = snapshot.state_digest
             self._stored[last] = snapshot
 
+    def __contains__(self, digest: bytes) -> bool:
+        """Say whether the bundle carries the snapshot with this state digest."""
+        return digest in self._stored
+
     def limit(self, max_bytes: int) -> None:
         """Refuse from now on to decode snapshots of more than ``max_bytes`` bytes."""
         self._chain.max_bytes = max_bytes

@@ -28,10 +28,13 @@ if TYPE_CHECKING:
 __all__ = [
     "KeyName",
     "Keys",
+    "ParentKeyName",
+    "ParentKeys",
     "PolicyFile",
     "Timestamps",
     "TsaCertificates",
     "TsaRoots",
+    "load_keys",
     "time_sources",
     "trusted_keys",
     "verifier_policy",
@@ -49,6 +52,18 @@ Keys = Annotated[
 ]
 KeyName = Annotated[
     str | None, typer.Option("--name", metavar="NAME", help="Name of the signer, where a key file does not state one.")
+]
+ParentKeys = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--parent-key",
+        metavar="KEY.pub",
+        help="Keys of the parent's signer, as --key; --key and --policy if left out. Repeatable.",
+    ),
+]
+ParentKeyName = Annotated[
+    str | None,
+    typer.Option("--parent-name", metavar="NAME", help="Name of that signer, where a key file does not state one."),
 ]
 PolicyFile = Annotated[
     Path | None,
@@ -88,13 +103,19 @@ def trusted_keys(
     own = verifier_policy(policy_file)
     if own is not None:
         name, policy_file = own.key_name if name is None else name, own.tlog_policy
-    keys: dict[VerifierKey, None] = {}
-    for given in (*(paths or ()), *(() if own is None else own.keys)):
-        keys |= dict.fromkeys(keyfile.load_verifier_keys(given, name=name) if isinstance(given, Path) else [given])
+    listed = () if own is None else own.keys
+    files = [*(paths or ()), *(given for given in listed if isinstance(given, Path))]
+    lines = (given for given in listed if not isinstance(given, Path))
+    keys = tuple(dict.fromkeys((*load_keys(files, name), *lines)))
     policy = None if policy_file is None else _own(policy_file, MAX_POLICY, Policy.parse)
     if not keys and (policy is None or not policy.logs):
         raise UsageError("whose signature?", expected="--key, or --policy with a log line", got="neither")
-    return tuple(keys), policy
+    return keys, policy
+
+
+def load_keys(paths: Sequence[Path] | None, name: str | None) -> tuple[VerifierKey, ...]:
+    """Return the keys of all these files, each once; raises as `polstore.keyfile.load_verifier_keys`."""
+    return tuple(dict.fromkeys(key for path in paths or () for key in keyfile.load_verifier_keys(path, name=name)))
 
 
 def verifier_policy(policy_file: Path | None) -> VerifierPolicy | None:

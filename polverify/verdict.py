@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from polverify.coverage import Coverage
     from polverify.power import Power
 
-__all__ = ["Check", "Decision", "Outcome", "SegmentResult", "Verdict"]
+__all__ = ["MAX_VERDICT", "Check", "Decision", "Outcome", "SegmentResult", "Verdict"]
 
 SCHEMA = "polverify/verdict/v2"
+MAX_VERDICT = 64 * 2**20  # bytes of a saved one; rows of a table and one entry for each opened segment
 
 
 class Decision(Enum):

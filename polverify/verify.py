@@ -8,13 +8,11 @@ loosens a check. Torch is loaded at check 5, once everything that can be known w
 from __future__ import annotations
 
 import hashlib
-import math
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from polstore.codec.norms import distances
 from polstore.codec.quantise import FIDELITIES, replays_exactly
 from polstore.errors import (
     ChallengeError,
@@ -26,72 +24,47 @@ from polstore.errors import (
     SignatureError,
 )
 from polstore.wire import canonical, merkle
+from polstore.wire.challenge import FRESH, ROOT, WITNESS
 from polstore.wire.checkpoint import open_root, run_origin
+from polstore.wire.lineage import Lineage
 from polstore.wire.manifest import Manifest
 from polstore.wire.steps import MAX_HYPERPARAMETERS, parse_groups
+from polverify.audit import audit
 from polverify.bundle_file import BundleFile
 from polverify.capability import narrow
+from polverify.challenge import require_chosen
 from polverify.continuity import check_continuity, state_at
 from polverify.coverage import coverage, losses
 from polverify.data import check_samples, check_steps
+from polverify.lineage import check_link
 from polverify.log import Entered, check_entry
-from polverify.policy import VerifierPolicy
 from polverify.power import Power
+from polverify.request import Request
 from polverify.states import States
-from polverify.time import Sources, gather
+from polverify.time import gather
 from polverify.verdict import Check, Decision, Outcome, SegmentResult, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
+    from collections.abc import Sequence
 
-    from polstore.codec.live.recipe import RecipeFile
     from polstore.codec.snapshot import Snapshot
-    from polstore.wire.challenge import Challenge
     from polstore.wire.checkpoint import Checkpoint, OpenedRoot
     from polstore.wire.keys import VerifierKey
     from polstore.wire.segment import SegmentRecord
     from polstore.wire.steps import Steps
+    from polverify.lineage import Link
     from polverify.replay.session import Session
 
 __all__ = ["Request", "verify"]
 
 STATE_FACTOR = 16  # largest decoded state over the recipe's initial one, which lacks only what the optimizer adds
 STATE_SLACK = 64 * 2**20  # bytes on top of that, for small models
-FRESH = "fresh"  # where a challenge's nonce comes from
-NORM_TOLERANCE = 1e-9  # relative: float64 sums of the same numbers in another order
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the verifier holds and wants to know.
-
-    Attributes:
-        signed_root: bytes of the signed root.
-        keys: the keys that all must have signed it; may be empty where the policy of ``time`` lists logs, of which one
-            must have.
-        bundle: path of the bundle, or a function that makes one and returns its path, called in check 0.
-        recipe: the verifier's own recipe file.
-        challenge: the verifier's challenge, or None to look at whatever the prover opened.
-        ledger: bytes of the proof that the signed root is in a ledger (a .tlog-proof file), or None.
-        device: where to replay.
-        time: whom the verifier believes about times.
-        policy: what the verifier allows and requires besides.
-        now: the verifier's clock, seconds since 1970, for a policy that limits the age of evidence; or None.
-        progress: told (what is being done, done, in all).
-    """
-
-    signed_root: bytes
-    keys: Sequence[VerifierKey]
-    bundle: Path | str | Callable[[], Path]
-    recipe: RecipeFile
-    challenge: Challenge | None = None
-    ledger: bytes | None = None
-    device: str = "cpu"
-    time: Sources = field(default_factory=Sources)
-    policy: VerifierPolicy = field(default_factory=VerifierPolicy)
-    now: int | None = None
-    progress: Callable[[str, int, int], None] = lambda _what, _done, _total: None
+SOURCES = {  # where a nonce comes from that was not drawn freshly -> what the verdict says of it
+    WITNESS: "non-interactive, witness: the challenge follows from a witness's cosignature; a prover who asks for "
+    "another one draws again",
+    ROOT: "weak: the challenge follows from the signed root alone, so a prover can sign roots until the draw suits him",
+}
+MAX_NAMED = 8  # segments that a warning lists; the rest is counted
 
 
 def verify(request: Request) -> Verdict:
@@ -255,7 +228,7 @@ class _Verification:
         return Outcome.PASSED, f"run {manifest.run}, recipe {manifest.recipe.digest.hex()[:16]}"
 
     def initial_state(self) -> tuple[Outcome, str]:
-        """[check 5] The initial state is what the seed gives."""
+        """[check 5] The initial state is what the seed gives, a parent's, or drawn as initial weights are."""
         narrow(self.manifest.environment)
         from polverify.replay.session import Session  # loads torch, which must not happen sooner
 
@@ -270,13 +243,53 @@ class _Verification:
             raise RecipeError("optimizer's hyperparameters", expected=declared, got=self.session.hyperparameters)
         initial = self.manifest.initial
         if initial.kind != "seed":
-            return Outcome.UNDECIDED, f"declared as {initial.kind}, which cannot be checked yet"
+            return self.initial_tensors()
         if self.session.initial_state == initial.state:
             return Outcome.PASSED, "rebuilt from the seed, state digests are equal"
         differences = self.session.differences(self.manifest.environment)
         if differences:
             return Outcome.UNDECIDED, "another environment class: " + "; ".join(differences)
         raise ReplayError("initial state rebuilt from the seed", expected=initial.state, got=self.session.initial_state)
+
+    def initial_tensors(self) -> tuple[Outcome, str]:
+        """[check 5] An initial state that the seed does not give, tensor by tensor."""
+        from polverify.initial import Rebuilt, check_tensors  # loads scipy, which no other check needs
+
+        link, shown = None, ""
+        if self.manifest.initial.kind == "parent":
+            if self.request.lineage is None:
+                return Outcome.UNDECIDED, "declared as parent, and no lineage was given"
+            link, shown = self.parent(self.request.lineage)
+        outcome, detail, warnings = check_tensors(
+            self.states.get(self.manifest.initial.state),
+            Rebuilt(self.session.initial_entries, self.session.initial_scalars),
+            () if link is None else link.inherited,
+        )
+        self.warnings.extend(warnings)
+        return outcome, shown + detail
+
+    def parent(self, data: bytes) -> tuple[Link, str]:
+        """[check 5] The link to the parent holds; returns it with what to say of it."""
+        own = self.request.parent_keys
+        keys, logs = (own, ()) if own else (self.request.keys, self.logs)
+        link = check_link(Lineage.parse(data), self.manifest, keys, self.request.parent_root, any_of=logs)
+        at = link.root.checkpoint
+        self.claim["parent"] = {
+            "origin": at.origin,
+            "size": at.size,
+            "root": at.root.hex(),
+            "initial": link.parent.initial.kind,
+            "inherited": len(link.inherited),
+        }
+        text = f"{len(link.inherited)} tensors are those of {at.origin} after its last of {at.size - 1} segments"
+        if self.request.parent_proof is None:
+            self.warnings.append("the parent's signed root was not shown to be in a ledger")
+        else:
+            proof, time = self.request.parent_proof, link.root.timestamp
+            entry = check_entry(proof, keys, at, link.parent, time, any_of=logs)
+            text += f", in the ledger {entry.head.checkpoint.origin}"
+        self.warnings.append("the parent's own training is for a verdict of its own; polverify chain joins them")
+        return link, text + "; "
 
     def continuity(self) -> tuple[Outcome, str]:
         """[check 6] All segment records join up into one run."""
@@ -298,13 +311,17 @@ class _Verification:
             self.warnings.append(f"no challenge: {how} which segments to open")
             lacking = self.request.policy.challenge_lacking(None)
             return (Outcome.UNDECIDED, lacking) if lacking else (Outcome.NOT_MADE, "no challenge was given")
-        self.request.challenge.require(self.checkpoint.origin, self.checkpoint.size, self.checkpoint.root)
-        if opened != self.request.challenge.segments:
-            raise ChallengeError("opened segments", expected=self.request.challenge.segments, got=opened)
-        lacking = self.request.policy.challenge_lacking(FRESH)
+        challenge = self.request.challenge
+        challenge.require(self.checkpoint.origin, self.checkpoint.size, self.checkpoint.root)
+        require_chosen(challenge, self.records)
+        if opened != challenge.segments:
+            raise ChallengeError("opened segments", expected=challenge.segments, got=opened)
+        if challenge.source != FRESH:
+            self.warnings.append(SOURCES[challenge.source])
+        lacking = self.request.policy.challenge_lacking(challenge.source)
         if lacking is not None:
             return Outcome.UNDECIDED, lacking
-        return Outcome.PASSED, f"{len(opened)} segments, {self.request.challenge.random} of them at random"
+        return Outcome.PASSED, f"{len(opened)} segments, {challenge.random} of them at random"
 
     def inclusion(self) -> tuple[Outcome, str]:
         """[check 8] Each opened segment's record is in the signed tree."""
@@ -324,10 +341,14 @@ class _Verification:
         for steps in self.steps.values():
             self.request.policy.check_steps(steps)
         wanted: set[bytes] = set()
+        for record in self.records if self.request.audit else ():
+            wanted |= {record.start_state, record.end_state}
         for record in opened:
             wanted |= {record.start_state, record.end_state}
             if record.base_step is not None:
                 wanted.add(state_at(self.records, record.base_step))
+        if self.manifest.initial.kind != "seed":
+            wanted.add(self.manifest.initial.state)  # for check 5
         needed = self.states.closure(wanted) | {record.steps for record in opened}
         needed.add(self.manifest.optimizer.hyperparameters)
         carried = {digest for digest, _ in bundle.blobs}
@@ -342,17 +363,40 @@ class _Verification:
             self.session.sample_hash,
             lambda done, total: self.request.progress("hashing samples", done, total),
         )
-        return Outcome.PASSED, f"{len(used)} samples of {self.manifest.dataset.size}, {len(wanted)} snapshots"
+        return (
+            Outcome.PASSED,
+            f"{len(used)} samples of {self.manifest.dataset.size}, {self.order()}, {len(wanted)} snapshots",
+        )
+
+    def order(self) -> str:
+        """[check 9] The order of samples is the one that the seed gives, where that was declared."""
+        if not self.steps:
+            return "no order to look at"
+        if self.manifest.sampler != "seed":
+            self.warnings.append("the order of samples was the prover's free choice")
+            return "their order free"
+        left_out = self.session.check_order([self.steps[segment.index] for segment in self.file.bundle.opened])
+        if left_out is None:
+            self.warnings.append(
+                "the order of samples was not re-derived: the recipe's sampler is none of PyTorch's own"
+            )
+            return "their order not re-derived"
+        if left_out:
+            self.warnings.append(f"{left_out} batches of the order were left out: the loop broke off a pass")
+        return "their order re-derived from the seed"
 
     def replay(self) -> tuple[Outcome, str]:
         """[check 10] Training each opened segment again leads to the committed state, bit for bit."""
         opened = [self.records[segment.index] for segment in self.file.bundle.opened]
+        if not opened:
+            return Outcome.UNDECIDED, "no segment is opened, so nothing was replayed"
         total = sum(record.end_step - record.start_step for record in opened)
         before = 0
         for record in opened:
             self.results.append(self.replay_segment(record, before, total))
             before += record.end_step - record.start_step
-        self.claim["steps_replayed"] = total
+        passed = [result for result in self.results if result.outcome is Outcome.PASSED]
+        self.claim["steps_replayed"] = sum(result.end_step - result.start_step for result in passed)
         undecided = [result for result in self.results if result.outcome is Outcome.UNDECIDED]
         if undecided:
             return Outcome.UNDECIDED, f"segment {undecided[0].index}: {undecided[0].detail}"
@@ -414,16 +458,31 @@ class _Verification:
         return f"{len(names)} tensors differ, the first is {names[0]}"
 
     def plausibility(self) -> tuple[Outcome, str]:
-        """[check 11] The norms in the opened records are those of their snapshots."""
-        for segment in self.file.bundle.opened:
-            record = self.records[segment.index]
-            got = distances(self.states.get(record.start_state), self.states.get(record.end_state))
-            for name in ("l1", "l2", "linf", "cos"):
-                ours, theirs = getattr(got, name), getattr(record.norms, name)
-                same = math.isclose(ours, theirs, rel_tol=NORM_TOLERANCE, abs_tol=NORM_TOLERANCE * max(got.l1, 1e-300))
-                if not (same or (math.isnan(ours) and math.isnan(theirs))):
-                    raise ReplayError(f"segment {segment.index}: norm {name}", expected=ours, got=theirs)
-        return Outcome.PASSED, "norms of the opened segments"
+        """[check 11] Norms are those of the snapshots, and moments are looked at where no replay has decided."""
+        count = len(self.records) if self.request.audit else len(self.file.bundle.opened)
+        wanted = range(count) if self.request.audit else [segment.index for segment in self.file.bundle.opened]
+        replayed = {result.index for result in self.results if result.outcome is Outcome.PASSED}
+        against: list[int] = []
+        decayed: list[int] = []
+
+        def progress(done: int, total: int) -> None:
+            self.request.progress("auditing", done, total)
+
+        for index, found in audit(self.records, wanted, self.states, progress):
+            if index in replayed:
+                continue
+            if found.against:
+                against.append(index)
+            if found.decayed is not None:
+                decayed.append(index)
+        if against:
+            self.warnings.append(f"the weights moved against their moments in {_listed(against)}; open them to be sure")
+        if decayed:
+            return (
+                Outcome.UNDECIDED,
+                f"second moments fell faster than beta2 lets them in {_listed(decayed)}; open them",
+            )
+        return Outcome.PASSED, "norms of all segments" if self.request.audit else "norms of the opened segments"
 
     def power(self) -> Power:
         """Say what these checks would have caught."""
@@ -436,9 +495,9 @@ class _Verification:
             fixed=len(passed) - drawn,
             drawn=drawn,
             population=len(self.records) - (len(passed) - drawn),
-            top=0,
-            audited=False,
-            nonce_from="nobody" if challenge is None else FRESH,
+            top=challenge.rules.top if challenge is not None and whole else 0,
+            audited=self.request.audit,
+            nonce_from="nobody" if challenge is None else challenge.source,
             steps_replayed=sum(result.end_step - result.start_step for result in passed),
             steps_trained=self.records[-1].end_step,
             bytes_moved=self.file.size,
@@ -450,8 +509,11 @@ class _Verification:
         challenge = self.request.challenge
         if challenge is None:
             return dict.fromkeys(opened, "caller" if callable(self.request.bundle) else "prover")
-        fixed = (0, challenge.size - 2)[: len(challenge.segments) - challenge.random]
-        return {index: "named" if index in fixed or not challenge.random else "random" for index in opened}
+        return (
+            dict.fromkeys(opened, "random")
+            | dict.fromkeys(challenge.named, "named")
+            | dict.fromkeys(challenge.picked, "picked")
+        )
 
     def verdict(self, fault: str | None) -> Verdict:
         """[check 12] Add up."""
@@ -484,3 +546,10 @@ class _Verification:
             if policy.digest is None
             else {"sha256": policy.digest, "judged_at": self.request.now, "rules": dict(policy.rules)},
         )
+
+
+def _listed(segments: Sequence[int]) -> str:
+    """Name a few segments and count the rest."""
+    shown = ", ".join(map(str, segments[:MAX_NAMED]))
+    more = len(segments) - MAX_NAMED
+    return f"segment {shown}" if len(segments) == 1 else f"segments {shown}" + (f" and {more} more" if more > 0 else "")

@@ -18,9 +18,10 @@ from polstore.codec.quantise import quantise, replays_exactly
 from polstore.errors import CallerError, MissingError, PolstoreError, RecipeError, ReplayError, TrainingError
 from polstore.wire import canonical
 from polstore.wire.randomness import Stream, stream_seed
+from polverify.replay.order import check_order
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from polstore.codec.live.recipe import RecipeFile, Training
     from polstore.codec.snapshot import Snapshot
@@ -52,6 +53,8 @@ class Session:
         self._live = LiveState(self._training.model, self._training.optimizer, self._training.extras)
         initial = self._live.capture(0)
         self.initial_state = initial.digest()
+        self.initial_entries = {entry.name: entry for entry in initial.entries()}
+        self.initial_scalars = initial.scalars
         self.state_bytes = initial.nbytes
         self.hyperparameters = hashlib.sha256(canonical.encode(hyperparameters(self._training.optimizer))).digest()
 
@@ -78,6 +81,10 @@ class Session:
             raise
         except Exception as error:
             raise MissingError(f"sample {index} cannot be read here: {type(error).__name__}: {error}") from error
+
+    def check_order(self, segments: Iterable[Steps]) -> int | None:
+        """Hold the order of samples against the one that the seed gives; see `polverify.replay.order.check_order`."""
+        return check_order(self._training.loader.batch_sampler, self._manifest.seed, segments)
 
     def replay(
         self,

@@ -15,7 +15,6 @@ from polstore.reader import Run, open_archive
 from polstore.recording import record_recipe
 from polstore.storage.store import open_store
 from polstore.terminal import plain
-from polverify.policy import VerifierPolicy
 from polverify.time import Sources
 from polverify.verdict import Decision, Outcome, Verdict
 from polverify.verify import Request, verify
@@ -104,8 +103,8 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Judge:
         challenge: Any = None,
         ledger: bytes | None = None,
         time: Any = None,
-        policy: Any = None,
-        now: int | None = None,
+        audit: bool = False,
+        **options: Any,
     ) -> Verdict:
         if evidence is not None:
             root = evidence.root if root is None else root
@@ -114,18 +113,9 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Judge:
         assert data is not None
         path.write_bytes(data)
         wanted = forge.KEY.verifier_keys() if keys is None else keys
+        sources = time or Sources()
         verdict = verify(
-            Request(
-                root,
-                wanted,
-                path,
-                recipe or forge.RECIPE,
-                challenge,
-                ledger,
-                time=time or Sources(),
-                policy=policy or VerifierPolicy(),
-                now=now,
-            )
+            Request(root, wanted, path, recipe or forge.RECIPE, challenge, ledger, audit, time=sources, **options)
         )
         check_verdict(plain(verdict.as_json()))
         return verdict

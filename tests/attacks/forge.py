@@ -36,6 +36,7 @@ from polstore.wire.segment import SegmentRecord
 from polstore.wire.steps import Microbatch, Step, Steps
 
 RECIPE = RecipeFile.read(Path(__file__).parent / "recipe.py")
+SIZED = RecipeFile.read(Path(__file__).parent / "sized_recipe.py")
 KEY = SigningKey("example.com/mallory", bytes(range(32)))
 OTHER_KEY = SigningKey("example.com/mallory", bytes(range(1, 33)))
 SEED = run_seed(5)
@@ -140,11 +141,13 @@ class Trainer:
     initial_kind: str = "seed"
     steps: int = STEPS
     every: int = EVERY
+    recipe_file: RecipeFile = RECIPE
+    audit: bool = False  # whether the bundle carries every snapshot
     base: int | None = 0  # step of the snapshot that all are quantised against, as a recorder has it for short runs
 
     def __post_init__(self) -> None:
         seed_initial(SEED)
-        self.recipe = RECIPE.load()
+        self.recipe = self.recipe_file.load()
         self.training = self.recipe.build("cpu", self.config)
         self.live = LiveState(self.training.model, self.training.optimizer, self.training.extras)
         self.hyperparameters = canonical.encode(hyperparameters(self.training.optimizer))
@@ -225,7 +228,7 @@ class Trainer:
         blobs = {hashlib.sha256(data).digest(): data for data in (self.hyperparameters,)}
         manifest = Manifest(
             run=RUN,
-            recipe=Recipe("file", RECIPE.digest, tuple(sorted(self.config.items()))),
+            recipe=Recipe("file", self.recipe_file.digest, tuple(sorted(self.config.items()))),
             dataset=Dataset(merkle.root(hashes), len(hashes)),
             optimizer=Optimizer(f"{kind.__module__}.{kind.__qualname__}", next(iter(blobs))),
             seed=SEED,
@@ -252,7 +255,8 @@ class Trainer:
             )
             leaves.append(record.encode())
         wanted = tuple(range(len(all_steps))) if opened is None else opened
-        needed = {edge for index in wanted for edge in edges[index : index + 2]}
+        needed = set(edges) if self.audit else {edge for index in wanted for edge in edges[index : index + 2]}
+        needed |= set() if self.initial_kind == "seed" else {0}
         needed |= {base for index in wanted if (base := self.base_of(edges[index])) is not None}
         stored: dict[bytes, bytes] = {}
         for edge in needed:  # a snapshot may be stored in any way, so exactly: then nothing is rounded away
@@ -271,7 +275,7 @@ class Trainer:
             leaves=tuple(leaves),
             opened=tuple(OpenedSegment(index, ()) for index in wanted),
             snapshots=tuple(stored[digest] for digest in sorted(stored)),
-            samples=Samples(salts, multi_proof(inside, len(hashes), merkle.nodes_of(hashes))),
+            samples=Samples(salts, multi_proof(inside, len(hashes), merkle.nodes_of(hashes)) if used else ()),
             blobs=(),
         )
         return Evidence(b"", bundle, {}).with_blobs(blobs).signed(tuple(leaves))

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from polstore.errors import PolicyError
-from polstore.wire.challenge import Challenge
+from polstore.wire.challenge import ROOT, WITNESS, Challenge, Rules, nonce_from_root
 from polstore.wire.checkpoint import Checkpoint, sign_root
 from polstore.wire.keys import SigningKey
 from polstore.wire.merkle import EMPTY_ROOT
+from polverify.challenge import choose
 from polverify.policy import VerifierPolicy
 from polverify.policy_file import parse_policy
 from polverify.time import Sources
@@ -40,10 +41,9 @@ def proof() -> Evidence:
     return Trainer().run(opened=(1,))
 
 
-def draw(evidence: Evidence, random: int) -> Challenge:
-    return Challenge.draw(
-        ORIGIN, evidence.bundle.size, evidence.bundle.root, segments=random, random=random, nonce=bytes(32)
-    )
+def draw(evidence: Evidence, random: int, nonce: bytes = bytes(32), **more: Any) -> Challenge:
+    size, root = evidence.bundle.size, evidence.bundle.root
+    return Challenge.draw(ORIGIN, size, root, random=random, nonce=nonce, **more)
 
 
 def test_a_policy_without_rules_changes_nothing(judge, proof):
@@ -271,27 +271,39 @@ def test_a_ledger_may_be_required(judge, proof):
 def test_a_challenge_may_be_required(judge):
     policy = rules('[challenge]\nnonce = ["fresh"]\n')
     whole = Trainer()
-    asked = draw(whole.run(), 2)
+    asked = draw(whole.run(), 1)
     answer = Trainer().run(opened=asked.segments)
     lacks(judge(answer, policy=policy), CHALLENGE, "there is none")
     assert judge(answer, policy=policy, challenge=asked).decision is Decision.ACCEPT
     lacks(judge(answer, policy=rules('[challenge]\nnonce = ["witness"]\n'), challenge=asked), CHALLENGE, "is fresh")
 
 
+@pytest.mark.parametrize("source", [WITNESS, ROOT])
+def test_where_the_nonce_has_to_come_from(judge, source):
+    """A draw that follows from the root, or from a witness's cosignature, counts where the policy says so."""
+    shown = Trainer().run()
+    nonce = nonce_from_root(ORIGIN, shown.bundle.size, shown.bundle.root)
+    asked = draw(shown, 1, nonce, source=source)
+    answer = Trainer().run(opened=asked.segments)
+    fresh, allowed = (rules(f"[challenge]\nnonce = {kinds}\n") for kinds in ('["fresh"]', f'["fresh", "{source}"]'))
+    lacks(judge(answer, policy=fresh, challenge=asked), CHALLENGE, f"its nonce is {source}")
+    assert judge(answer, policy=allowed, challenge=asked).decision is Decision.ACCEPT
+
+
 @pytest.fixture(scope="module")
 def answered() -> tuple[Evidence, Challenge]:
-    asked = draw(Trainer().run(), 3)
+    asked = draw(Trainer().run(), 1)
     return Trainer().run(opened=asked.segments), asked
 
 
 @pytest.mark.parametrize(
     ("kept", "broken", "says"),
     [
-        # 3 of 5 segments drawn: one bad one is found with 0.6, two (a share of 0.3 is rounded up) with 0.9
-        ("share = 0.3\ndetection = 0.9", "share = 0.3\ndetection = 0.91", "30 % forged segments"),
-        ("share = 0.2\ndetection = 0.6", "share = 0.2\ndetection = 0.61", "20 % forged segments"),
-        ("one_bad_segment = 0.6", "one_bad_segment = 0.601", "one bad segment"),
-        ("concatenation = 0.6", "concatenation = 0.601", "a concatenation"),
+        # 1 drawn of the 3 between first and last: one bad one is found with 1/3, two (0.3 of 5 is rounded up) with 2/3
+        ("share = 0.3\ndetection = 0.66", "share = 0.3\ndetection = 0.67", "30 % forged segments"),
+        ("share = 0.2\ndetection = 0.33", "share = 0.2\ndetection = 0.34", "20 % forged segments"),
+        ("one_bad_segment = 0.33", "one_bad_segment = 0.34", "one bad segment"),
+        ("concatenation = 0.33", "concatenation = 0.34", "a concatenation"),
         ("replayed_share = 0.5", "replayed_share = 0.7", "70 % of the steps"),
     ],
 )
@@ -299,6 +311,39 @@ def test_required_power(judge, answered, kept, broken, says):
     answer, asked = answered
     assert judge(answer, policy=rules(f"[power]\n{kept}\n"), challenge=asked).decision is Decision.ACCEPT
     lacks(judge(answer, policy=rules(f"[power]\n{broken}\n"), challenge=asked), 12, says)
+
+
+def test_largest_updates_count_where_norms_are_facts(judge):
+    """Without an audit top-Q adds nothing, so a policy that wants concatenations caught is not content with it."""
+    policy = rules("[power]\nconcatenation = 1.0\n")
+    shown, top = Trainer().run(opened=()), Rules(top=1)
+    asked = draw(shown, 1, rules=top, named=choose(shown.records(), top))
+    lacks(judge(Trainer().run(opened=asked.segments), policy=policy, challenge=asked), 12, "a concatenation")
+    audited = Trainer(audit=True).run(opened=asked.segments)
+    assert judge(audited, policy=policy, challenge=asked, audit=True).decision is Decision.ACCEPT
+
+
+def test_segments_that_a_verifier_picks_are_no_draws(judge):
+    """All of them replayed, and the coverage says why; but against a forger who foresaw them only the draw counts."""
+    shown = Trainer().run(opened=())
+    asked = draw(shown, 1, picked=[2])
+    verdict = judge(
+        Trainer().run(opened=asked.segments), policy=rules("[power]\none_bad_segment = 0.5\n"), challenge=asked
+    )
+    assert verdict.decision is Decision.ACCEPT  # 1 drawn of the other 2
+    chosen = [row.opened for row in verdict.coverage]
+    assert (chosen[0], chosen[2], chosen[4], sorted(map(str, (chosen[1], chosen[3])))) == (
+        *("named", "picked", "named"),
+        ["None", "random"],
+    )
+
+
+def test_kinds_of_initial_states(judge, rejects):
+    """One declared as drawn from a distribution is accepted, and is worth less: whether it will do, the policy says."""
+    drawn = Trainer(config={"hidden": 96}, initial_kind="distribution", recipe_file=forge.SIZED).run(opened=(1,))
+    only_seed, both = rules('[run]\ninitial = ["seed"]\n'), rules('[run]\ninitial = ["seed", "distribution"]\n')
+    assert rejects(drawn, recipe=forge.SIZED, policy=only_seed) == MANIFEST
+    assert judge(drawn, recipe=forge.SIZED, policy=both).decision is Decision.ACCEPT
 
 
 def test_without_a_challenge_nothing_was_drawn(judge, proof):

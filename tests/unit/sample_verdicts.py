@@ -90,7 +90,13 @@ def in_another_class() -> dict[str, Any]:
     verdict |= {"decision": "INCONCLUSIVE", "reason": "check 10 (replay): segment 7: over its bound", "policy": None}
     verdict["claim"] |= {
         "initial": "parent",
-        "parent": {"origin": "example.com/alice/base", "size": 12, "root": "01" * 32, "inherited": 60},
+        "parent": {
+            "origin": "example.com/alice/base",
+            "size": 12,
+            "root": "01" * 32,
+            "initial": "seed",
+            "inherited": 60,
+        },
     }
     verdict["checks"][10]["outcome"] = "undecided"
     for number, segment in enumerate(verdict["segments"]):

@@ -89,7 +89,7 @@ def test_what_the_page_of_an_accepted_run_says():
     assert "ACCEPT 24 of 390 segments replayed bit for bit" in " ".join(sections["decision"].split())
     assert "Signed by example.com/alice" in " ".join(sections["claim"].split())
     assert "2025-10-09 08:53:20 UTC" in sections["claim"]
-    assert "witnessed 2025-10-09 08:54:20 UTC w1" in " ".join(sections["time"].split())
+    assert "witnessed 2025-10-09 08:54:20 UTC w1, on the signed root" in " ".join(sections["time"].split())
     assert "24 of 390 segments were opened, 22 of them drawn at random" in sections["coverage"]
     assert "times the median of" in sections["updates"]
     assert "24 of the replayed segments end in the committed state, bit for bit: there ε is 0" in sections["epsilon"]
@@ -107,7 +107,10 @@ def test_epsilon_is_shown_against_its_bound_the_worst_first():
     assert words.index("over 1.28") < words.index("within 0.98")
     assert "1 of the replayed segments end in the committed state, bit for bit" in words
     assert "the recipe's own evaluation: start=accuracy=0.8" in " ".join(sections["coverage"].split())
-    assert "example.com/alice/base" in sections["lineage"]
+    lineage = " ".join(sections["lineage"].split())
+    assert "Origin of the parent example.com/alice/base Tensors that are the parent's, bit for bit 60" in lineage
+    assert "Initial state of the parent, as it declares seed" in lineage
+    assert "01" * 32 in lineage
     assert "Largest l2: nan, in segment 9, which was not opened. Not finite, and drawn at the top: 1." in " ".join(
         sections["updates"].split()
     )
