@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["States"]
 
-KEPT = 3  # decoded snapshots: a segment's base, start and end
+KEPT = 4  # decoded snapshots: a segment's base, start and end, and what its start was quantised against
 
 
 class States:
@@ -48,6 +48,9 @@ class States:
                 )
             last = snapshot.state_digest
             self._stored[last] = snapshot
+
+    def __contains__(self, digest: bytes) -> bool:
+        return digest in self._stored
 
     def limit(self, max_bytes: int) -> None:
         """Refuse from now on to decode snapshots of more than ``max_bytes`` bytes."""

@@ -7,11 +7,9 @@ loosens a check. Torch is loaded at check 5, once everything that can be known w
 
 from __future__ import annotations
 
-import hashlib
 import math
-from contextlib import suppress
-from dataclasses import dataclass, field
-from itertools import zip_longest
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from polstore.codec.norms import distances
@@ -34,24 +32,26 @@ from polverify.capability import narrow
 from polverify.continuity import check_continuity, state_at
 from polverify.data import check_samples, check_steps
 from polverify.log import Entered, check_entry
+from polverify.noise import Segment
 from polverify.states import States
 from polverify.time import Sources, gather
 from polverify.verdict import Check, Decision, Outcome, SegmentResult, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from polstore.codec.live.recipe import RecipeFile
-    from polstore.codec.snapshot import Snapshot
     from polstore.wire.challenge import Challenge
     from polstore.wire.checkpoint import Checkpoint, OpenedRoot
     from polstore.wire.keys import VerifierKey
     from polstore.wire.segment import SegmentRecord
     from polstore.wire.steps import Steps
+    from polverify.calibration import Calibration
+    from polverify.distance import Criterion
     from polverify.replay.session import Session
 
-__all__ = ["Request", "verify"]
+__all__ = ["Request", "Verification", "prepared", "verify"]
 
 STATE_FACTOR = 16  # largest decoded state over the recipe's initial one, which lacks only what the optimizer adds
 STATE_SLACK = 64 * 2**20  # bytes on top of that, for small models
@@ -72,6 +72,11 @@ class Request:
         ledger: bytes of the proof that the signed root is in a ledger (a .tlog-proof file), or None.
         device: where to replay.
         time: whom the verifier believes about times.
+        tolerant: whether to measure the noise of segments whose replay cannot be bit-exact here, and compare within it.
+        calibration: noise that was measured before, on this machine.
+        d_ref: the paper's reference distance by metric, as far as it is known.
+        criterion: the paper's criterion, to be applied as well.
+        evaluate: whether to run the recipe's own evaluation on the opened snapshots.
         progress: told (what is being done, done, in all).
     """
 
@@ -83,6 +88,11 @@ class Request:
     ledger: bytes | None = None
     device: str = "cpu"
     time: Sources = field(default_factory=Sources)
+    tolerant: bool = False
+    calibration: Calibration | None = None
+    d_ref: Mapping[str, float] = field(default_factory=dict)
+    criterion: Criterion | None = None
+    evaluate: bool = False
     progress: Callable[[str, int, int], None] = lambda _what, _done, _total: None
 
 
@@ -92,11 +102,30 @@ def verify(request: Request) -> Verdict:
     Raises:
         CallerError: the verifier's own side is at fault: a missing file, a recipe that fails here, too little memory.
     """
-    return _Verification(request).run()
+    return Verification(request).run()
+
+
+@contextmanager
+def prepared(request: Request) -> Iterator[Verification]:
+    """Make checks 0 to 9, and yield what they established, for replays of the opened segments.
+
+    Raises:
+        ProofError: a check failed.
+        CallerError: as for `verify`.
+    """
+    verification = Verification(request)
+    try:
+        for _, _, check in verification.plan():
+            if check == verification.replay:
+                break
+            check()
+        yield verification
+    finally:
+        verification.close()
 
 
 @dataclass
-class _Verification:
+class Verification:
     """The state of one verification, which each check adds to."""
 
     request: Request
@@ -114,8 +143,9 @@ class _Verification:
     steps: dict[int, Steps] = field(init=False)
     session: Session = field(init=False)
 
-    def run(self) -> Verdict:
-        plan = (
+    def plan(self) -> tuple[tuple[int, str, Callable[[], tuple[Outcome, str]]], ...]:
+        """Return number, name and method of every check, in order."""
+        return (
             (0, "well-formed bundle", self.well_formed),
             (1, "signature", self.signature),
             (2, "time", self.time),
@@ -129,9 +159,12 @@ class _Verification:
             (10, "replay", self.replay),
             (11, "plausibility", self.plausibility),
         )
+
+    def run(self) -> Verdict:
+        """Make the checks and add up."""
         fault: str | None = None
         try:
-            for number, name, check in plan:
+            for number, name, check in self.plan():
                 if fault is not None:
                     self.checks.append(Check(number, name, Outcome.NOT_MADE, "a check before it failed"))
                     continue
@@ -142,9 +175,13 @@ class _Verification:
                     outcome, detail = Outcome.FAILED, str(error)
                 self.checks.append(Check(number, name, outcome, detail))
         finally:
-            if hasattr(self, "file"):
-                self.file.close()
+            self.close()
         return self.verdict(fault)
+
+    def close(self) -> None:
+        """Close the bundle."""
+        if hasattr(self, "file"):
+            self.file.close()
 
     def well_formed(self) -> tuple[Outcome, str]:
         """[check 0] The bundle is one, whole and nothing else."""
@@ -324,7 +361,7 @@ class _Verification:
         return Outcome.PASSED, f"{len(used)} samples of {self.manifest.dataset.size}, {len(wanted)} snapshots"
 
     def replay(self) -> tuple[Outcome, str]:
-        """[check 10] Training each opened segment again leads to the committed state, bit for bit."""
+        """[check 10] Training each opened segment again leads to the committed state: bit for bit, or within tolerance."""
         opened = [self.records[segment.index] for segment in self.file.bundle.opened]
         total = sum(record.end_step - record.start_step for record in opened)
         before = 0
@@ -332,65 +369,60 @@ class _Verification:
             self.results.append(self.replay_segment(record, before, total))
             before += record.end_step - record.start_step
         self.claim["steps_replayed"] = total
+        if self.request.evaluate:
+            self.evaluate(opened)
         undecided = [result for result in self.results if result.outcome is Outcome.UNDECIDED]
         if undecided:
             return Outcome.UNDECIDED, f"segment {undecided[0].index}: {undecided[0].detail}"
-        return Outcome.PASSED, f"{len(opened)} segments, {total} steps of {self.records[-1].end_step}, bit for bit"
+        for result in self.results:
+            for name, value in result.values():
+                if math.isnan(value):
+                    return Outcome.UNDECIDED, f"segment {result.index}: the recipe's evaluation gives {name} NaN"
+        tolerated = sum(result.tolerated for result in self.results)
+        if tolerated:
+            self.warnings.append(
+                f"{tolerated} segments are within a tolerance that was measured here, which is weaker than bit for bit: a "
+                "forgery that moves less than the tolerance passes"
+            )
+        how = f"{tolerated} of them within tolerance, the rest bit for bit" if tolerated else "bit for bit"
+        return Outcome.PASSED, f"{len(opened)} segments, {total} steps of {self.records[-1].end_step}, {how}"
 
     def replay_segment(self, record: SegmentRecord, before: int, total: int) -> SegmentResult:
-        """Replay one segment. In another environment class nothing can be said, and nothing is."""
-        differences = self.session.differences(record.environment)
-        if differences:
-            detail = "another environment class: " + "; ".join(differences)
-            return SegmentResult(record.index, record.start_step, record.end_step, Outcome.UNDECIDED, detail)
-        base = None if record.base_step is None else self.states.get(state_at(self.records, record.base_step))
-        end = self.session.replay(
-            record,
-            self.states.get(record.start_state),
-            base,
-            self.steps[record.index],
+        """Replay one segment and decide it (`polverify.replay.comparison`)."""
+        from polverify.replay.comparison import Comparison  # loads torch
+
+        comparison = Comparison(self.session, self.request, self.manifest.fidelity)
+        return comparison.decide(
+            self.segment(record),
+            lambda: self.states.get(record.end_state),
             lambda done: self.request.progress("replaying", before + done, total),
         )
-        if end.digest() != record.end_state:
-            if not replays_exactly(self.manifest.fidelity):
-                return self.approximate(record, end)
-            raise ReplayError(
-                f"segment {record.index}, state after step {record.end_step} ({self.mismatch(record, end)})",
-                expected=record.end_state,
-                got=end.digest(),
-            )
-        return SegmentResult(
-            record.index, record.start_step, record.end_step, Outcome.PASSED, "state digests are equal"
-        )
 
-    def approximate(self, record: SegmentRecord, end: Snapshot) -> SegmentResult:
-        """Say what can be said where training went on from other values than were committed: nothing of the numbers."""
-        committed = self.states.get(record.end_state)
-        name = f"segment {record.index}, state after step {record.end_step}"
-        if end.scalars != committed.scalars:
-            raise ReplayError(
-                f"{name}: scalars",
-                expected=hashlib.sha256(committed.scalars).digest(),
-                got=hashlib.sha256(end.scalars).digest(),
-            )
-        ours, theirs = ([(t.name, t.dtype, t.shape) for t in state.tensors] for state in (end, committed))
-        if ours != theirs:
-            first = next(pair for pair in zip_longest(theirs, ours) if pair[0] != pair[1])
-            raise ReplayError(f"{name}: tensors", expected=first[0], got=first[1])
-        detail = (
-            f"fidelity {self.manifest.fidelity} needs a tolerance, which this version does not have: training went on "
-            "from other values than were committed"
-        )
-        return SegmentResult(record.index, record.start_step, record.end_step, Outcome.UNDECIDED, detail)
+    def segment(self, record: SegmentRecord) -> Segment:
+        """Put together what a replay of one segment needs."""
+        previous = self.records[record.index - 1] if record.index else None
+        rounded = not replays_exactly(self.manifest.fidelity) and previous is not None and previous.base_step is not None
+        start_base = None
+        if rounded and previous is not None and previous.base_step is not None:
+            digest = state_at(self.records, previous.base_step)
+            start_base = self.states.get(digest) if digest in self.states else None
+        base = None if record.base_step is None else self.states.get(state_at(self.records, record.base_step))
+        start = self.states.get(record.start_state)
+        return Segment(record, self.steps[record.index], start, base, rounded, start_base)
 
-    def mismatch(self, record: SegmentRecord, end: Snapshot) -> str:
-        """Say where a replayed state differs from the committed one."""
-        committed = self.states.get(record.end_state)
-        theirs = {entry.name: entry for entry in committed.entries()}
-        names = [entry.name for entry in end.entries() if theirs.get(entry.name) != entry]
-        if not names:
-            return "scalars differ"
-        return f"{len(names)} tensors differ, the first is {names[0]}"
+    def evaluate(self, opened: Sequence[SegmentRecord]) -> None:
+        """Run the recipe's own evaluation on the opened snapshots, once each, after the last replay."""
+        places = {record.start_step: record.start_state for record in opened}
+        places |= {record.end_step: record.end_state for record in opened}
+        values: dict[int, dict[str, float]] = {}
+        for done, (step, digest) in enumerate(sorted(places.items())):
+            self.request.progress("evaluating", done, len(places))
+            values[step] = self.session.evaluate(step, self.states.get(digest))
+        self.results = [
+            replace(result, measured=result.measured | {"evaluation": {"start": values[start], "end": values[end]}})
+            for result in self.results
+            for start, end in [(result.start_step, result.end_step)]
+        ]
 
     def plausibility(self) -> tuple[Outcome, str]:
         """[check 11] The norms in the opened records are those of their snapshots."""
@@ -414,5 +446,7 @@ class _Verification:
             decision, reason = Decision.INCONCLUSIVE, f"check {first.number} ({first.name}): {first.detail}"
         else:
             decision = Decision.ACCEPT
-            reason = f"{len(self.results)} of {len(self.records)} segments replayed bit for bit"
+            tolerated = sum(result.tolerated for result in self.results)
+            how = f"within tolerance ({len(self.results) - tolerated} bit for bit)" if tolerated else "bit for bit"
+            reason = f"{len(self.results)} of {len(self.records)} segments replayed {how}"
         return Verdict(decision, reason, tuple(self.checks), self.claim, tuple(self.results), tuple(self.warnings))

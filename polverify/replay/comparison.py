@@ -1,0 +1,143 @@
+"""Deciding one segment: bit for bit in its own environment class, within a measured tolerance elsewhere.
+
+A tolerance is in play only where bits cannot be asked for, and only if the verifier wants it: he measures the noise with
+replays of this very segment, now or beforehand (`polverify calibrate`). Implements specs/verification.md, check 10, and
+specs/tolerance.md, section "When".
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from polstore.codec.quantise import replays_exactly
+from polstore.errors import ReplayError
+from polverify.distance import normalised, reproduction_error
+from polverify.noise import Floor, Replayed, Segment, measure
+from polverify.replay.settings import settings_for
+from polverify.tolerance import judge, require_scalars
+from polverify.verdict import Outcome, SegmentResult
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from polstore.codec.snapshot import Snapshot
+    from polverify.replay.session import Session
+    from polverify.verify import Request
+
+__all__ = ["Comparison"]
+
+
+class Comparison:
+    """Decides segments of one run.
+
+    Args:
+        session: the verifier's recipe, built.
+        request: what the verifier wants to know.
+        fidelity: of the run.
+    """
+
+    def __init__(self, session: Session, request: Request, fidelity: str) -> None:
+        self._session = session
+        self._request = request
+        self._fidelity = fidelity
+
+    def decide(
+        self, segment: Segment, committed: Callable[[], Snapshot], progress: Callable[[int], None]
+    ) -> SegmentResult:
+        """Replay a segment and decide it.
+
+        Args:
+            segment: the segment.
+            committed: returns the snapshot that it is said to end in.
+            progress: told the steps done so far.
+
+        Raises:
+            ReplayError: the replay does not match.
+            CallerError: this machine cannot run it.
+        """
+        differences = self._session.differences(segment.record.environment)
+        tolerant = self._request.tolerant or self._request.calibration is not None
+        if differences and not tolerant:
+            return _result(segment, Outcome.UNDECIDED, "another environment class: " + "; ".join(differences))
+        exact = not differences and replays_exactly(self._fidelity)
+        replayed = self._session.replay(segment, progress, exact=exact)
+        end = committed()
+        if replayed.end.digest() == segment.record.end_state:
+            if replayed.mismatch is not None:
+                raise replayed.mismatch
+            return _result(segment, Outcome.PASSED, "state digests are equal", self._error(segment, replayed, end))
+        name = f"{segment.name}, state after step {segment.record.end_step}"
+        if exact:
+            raise ReplayError(
+                f"{name} ({_mismatch(end, replayed.end)})", expected=end.digest(), got=replayed.end.digest()
+            )
+        if not tolerant:
+            require_scalars(name, end, replayed)
+            detail = f"fidelity {self._fidelity} needs a tolerance: training went on from other values than were committed"
+            return _result(segment, Outcome.UNDECIDED, detail, self._error(segment, replayed, end))
+        floor = self._floor(segment, replayed, another=bool(differences))
+        if floor is None:
+            detail = "the noise of this segment was not measured"
+            return _result(segment, Outcome.UNDECIDED, detail, self._error(segment, replayed, end))
+        judgement = judge(segment, end, replayed, floor, comparable=self._comparable(segment, replayed))
+        measured = self._error(segment, replayed, end) | {"tolerance": judgement.measured}
+        return _result(segment, judgement.outcome, judgement.detail, measured)
+
+    def _error(self, segment: Segment, replayed: Replayed, committed: Snapshot) -> dict[str, Any]:
+        """Return ε in the paper's terms, and apply the paper's criterion where the verifier wants it."""
+        error = reproduction_error(replayed.end, committed)
+        if self._request.criterion is not None:
+            self._request.criterion.require(segment.name, error, self._request.d_ref)
+        return {"epsilon": {"raw": error, "normalised": normalised(error, self._request.d_ref)}}
+
+    def _floor(self, segment: Segment, replayed: Replayed, *, another: bool) -> Floor | None:
+        """Return the noise of a segment: out of the calibration, or measured now; None if neither can be had."""
+        calibration = self._request.calibration
+        if calibration is not None:
+            calibration.require_machine(self._session.here())
+            found = calibration.floor(segment)
+            if found is not None or not self._request.tolerant:
+                return found
+        floor = measure(replayed, self._variations(segment, another=another))
+        return floor if floor.settings else None
+
+    def _variations(self, segment: Segment, *, another: bool) -> Iterator[tuple[str, Replayed]]:
+        settings = settings_for(segment.record.environment, another=another, rounded=segment.start_rounded)
+        steps = len(segment.steps.steps)
+        for done, setting in enumerate(settings):
+            what = f"measuring the noise of {segment.name}"
+            try:
+                replayed = self._session.vary(
+                    segment,
+                    setting,
+                    lambda step, what=what, done=done: self._request.progress(  # type: ignore[misc]  # two are bound here
+                        what, done * steps + step, len(settings) * steps
+                    ),
+                )
+            except ReplayError:  # the recipe cannot run so; the reference shows that it can run
+                continue
+            yield setting.name, replayed
+
+    def _comparable(self, segment: Segment, replayed: Replayed) -> bool:
+        """Say whether this machine draws the random numbers of the recorded one, or none are drawn."""
+        ours, theirs = (
+            (one.torch, one.device, "" if not replayed.drew else one.device_name)
+            for one in (self._session.here(), segment.record.environment)
+        )
+        return ours == theirs or (ours[0] == theirs[0] and not replayed.drew)
+
+
+def _result(
+    segment: Segment, outcome: Outcome, detail: str, measured: dict[str, Any] | None = None
+) -> SegmentResult:
+    record = segment.record
+    return SegmentResult(record.index, record.start_step, record.end_step, outcome, detail, measured or {})
+
+
+def _mismatch(committed: Snapshot, end: Snapshot) -> str:
+    """Say where a replayed state differs from the committed one."""
+    theirs = {entry.name: entry for entry in committed.entries()}
+    names = [entry.name for entry in end.entries() if theirs.get(entry.name) != entry]
+    if not names:
+        return "scalars differ"
+    return f"{len(names)} tensors differ, the first is {names[0]}"
