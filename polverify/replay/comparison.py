@@ -120,11 +120,9 @@ class Comparison:
 
     def _comparable(self, segment: Segment, replayed: Replayed) -> bool:
         """Say whether this machine draws the random numbers of the recorded one, or none are drawn."""
-        ours, theirs = (
-            (one.torch, one.device, "" if not replayed.drew else one.device_name)
-            for one in (self._session.here(), segment.record.environment)
-        )
-        return ours == theirs or (ours[0] == theirs[0] and not replayed.drew)
+        ours, theirs = self._session.here(), segment.record.environment
+        same_device = (ours.device, ours.device_name) == (theirs.device, theirs.device_name)
+        return ours.torch == theirs.torch and (same_device or not replayed.drew)
 
 
 def _result(

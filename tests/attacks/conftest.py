@@ -101,6 +101,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Judge:
         challenge: Any = None,
         ledger: bytes | None = None,
         time: Any = None,
+        **wishes: Any,
     ) -> Verdict:
         if evidence is not None:
             root = evidence.root if root is None else root
@@ -109,7 +110,11 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Judge:
         assert data is not None
         path.write_bytes(data)
         wanted = forge.KEY.verifier_keys() if keys is None else keys
-        return verify(Request(root, wanted, path, recipe or forge.RECIPE, challenge, ledger, time=time or Sources()))
+        return verify(
+            Request(
+                root, wanted, path, recipe or forge.RECIPE, challenge, ledger, time=time or Sources(), **wishes
+            )
+        )
 
     return judged
 

@@ -141,10 +141,12 @@ class Trainer:
     steps: int = STEPS
     every: int = EVERY
     base: int | None = 0  # step of the snapshot that all are quantised against, as a recorder has it for short runs
+    recipe_file: RecipeFile = RECIPE
+    environment: Any = None  # the class that is claimed; this machine's if None
 
     def __post_init__(self) -> None:
         seed_initial(SEED)
-        self.recipe = RECIPE.load()
+        self.recipe = self.recipe_file.load()
         self.training = self.recipe.build("cpu", self.config)
         self.live = LiveState(self.training.model, self.training.optimizer, self.training.extras)
         self.hyperparameters = canonical.encode(hyperparameters(self.training.optimizer))
@@ -158,7 +160,7 @@ class Trainer:
 
     def draw(self, number: int) -> tuple[int, ...]:
         """Choose the samples of a step."""
-        return tuple(int(index) for index in self.order.choice(len(self.dataset), 8, replace=False))
+        return tuple(int(index) for index in self.order.choice(len(self.dataset), self.training.loader.batch_size, replace=False))
 
     def used(self, number: int, indices: tuple[int, ...]) -> tuple[int, ...]:
         """What the step is trained on; the record says ``indices``."""
@@ -221,11 +223,11 @@ class Trainer:
     def assemble(self, all_steps: list[Steps], edges: list[int], opened: tuple[int, ...] | None) -> Evidence:
         hashes = dataset_hashes(self.commit_dataset(), SALT, lambda _done, _all: None)
         kind = type(self.training.optimizer)
-        environment = detect("cpu")
+        environment = self.environment or detect("cpu")
         blobs = {hashlib.sha256(data).digest(): data for data in (self.hyperparameters,)}
         manifest = Manifest(
             run=RUN,
-            recipe=Recipe("file", RECIPE.digest, tuple(sorted(self.config.items()))),
+            recipe=Recipe("file", self.recipe_file.digest, tuple(sorted(self.config.items()))),
             dataset=Dataset(merkle.root(hashes), len(hashes)),
             optimizer=Optimizer(f"{kind.__module__}.{kind.__qualname__}", next(iter(blobs))),
             seed=SEED,
