@@ -1,7 +1,7 @@
 """The verifier's own file of measured noise: written by `polverify calibrate`, read by `polverify check --calibration`.
 
-It holds noise for particular segments, each named by the hash of its record, so a floor can serve no other segment, data
-or start than it was measured for. A file that is broken, or for another recipe or machine, is the verifier's own fault
+It holds noise for particular segments, each named by the hash of its record, so a floor can serve no other segment,
+data or start than it was measured for. A file that is broken, or for another recipe or machine, is the verifier's own fault
 and never the proof's. Implements specs/tolerance.md, section "Calibration file". Does no I/O.
 """
 

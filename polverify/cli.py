@@ -1,4 +1,4 @@
-"""The command `polverify`: challenge, check, log, show.
+"""The command `polverify`: challenge, check, calibrate, log, show.
 
 Exit codes: 0 ACCEPT or fine, 1 REJECT, 2 wrong usage, 3 INCONCLUSIVE, 4 the caller's side at fault, 130 interrupted.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import secrets
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -25,6 +25,8 @@ from polstore.wire.checkpoint import open_root
 from polstore.wire.ledger import MAX_CONSISTENCY_BYTES
 from polstore.wire.note import MAX_NOTE
 from polstore.wire.tlog_proof import MAX_FILE
+from polverify.calibrate import SETTINGS, calibrate
+from polverify.distance import Criterion
 from polverify.fetch import DEFAULT_MAX_BYTES, is_archive
 from polverify.log import check_log
 from polverify.remote import verify_archive
@@ -36,11 +38,16 @@ from polverify.trust import (
     Timestamps,
     TsaCertificates,
     TsaRoots,
+    own_calibration,
+    reference_distances,
     time_sources,
     trusted_keys,
 )
 from polverify.verdict import Outcome, Verdict
 from polverify.verify import Request, verify
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 __all__ = ["app", "main"]
 
@@ -54,6 +61,7 @@ app = typer.Typer(
 )
 
 SignedRoot = Annotated[Path, typer.Argument(metavar="SIGNED_ROOT", help="Signed root, as polstore commit wrote it.")]
+Device = Annotated[str, typer.Option(metavar="D", help="Where to replay: cpu, cuda, cuda:1.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
 
 MARKS = {
@@ -131,7 +139,30 @@ def check(
     max_bytes: Annotated[
         int, typer.Option(metavar="N", min=1, help="Bytes to fetch from a static archive at most.")
     ] = DEFAULT_MAX_BYTES,
-    device: Annotated[str, typer.Option(metavar="D", help="Where to replay: cpu, cuda, cuda:1.")] = "cpu",
+    device: Device = "cpu",
+    tolerant: Annotated[
+        bool,
+        typer.Option(
+            "--tolerant",
+            help="Where a replay cannot be bit-exact (another environment class, fidelity float16): measure the noise "
+            "of the segment by some more replays, and compare within it.",
+        ),
+    ] = False,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Noise measured before, by polverify calibrate; your own file."),
+    ] = None,
+    delta: Annotated[
+        float | None, typer.Option(metavar="X", help="Apply the paper's criterion too: reject a segment with ε > X.")
+    ] = None,
+    metric: Annotated[str, typer.Option(metavar="M", help="Metric of --delta and --dref: l1, l2, linf or cos.")] = "l2",
+    dref: Annotated[
+        str | None,
+        typer.Option(metavar="X|FILE", help="Normalise ε by this number, or by d_ref of this calibration."),
+    ] = None,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="Run the recipe's own evaluation on the opened snapshots.")
+    ] = False,
     key: Keys = None,
     name: KeyName = None,
     policy: PolicyFile = None,
@@ -150,6 +181,7 @@ def check(
     remote = is_archive(bundle)
     if segment and not remote:
         raise UsageError("--segment", expected="a static archive as --bundle", got=bundle)
+    noise = None if calibration is None else own_calibration(calibration)
     with terminal.progress() as progress, terminal.recipe_at_work():
         request = Request(
             signed_root=read_file(signed_root, MAX_NOTE),
@@ -160,6 +192,11 @@ def check(
             ledger=None if ledger is None else read_file(ledger, MAX_FILE),
             device=device,
             time=sources,
+            tolerant=tolerant,
+            calibration=noise,
+            d_ref=reference_distances(dref, metric, noise),
+            criterion=None if delta is None else Criterion(delta, metric),
+            evaluate=evaluate,
             progress=progress,
         )
         verdict = verify_archive(request, segment, max_bytes) if remote else verify(request)
@@ -172,6 +209,49 @@ def check(
     else:
         _print(verdict)
     raise typer.Exit(verdict.exit_code)
+
+
+@app.command("calibrate")
+def calibrate_noise(
+    signed_root: SignedRoot,
+    bundle: Annotated[Path, typer.Option(metavar="BUNDLE", help="Bundle, as polstore prove wrote it.")],
+    recipe: Annotated[
+        Path, typer.Option(metavar="RECIPE", help="Your own copy of the recipe. It is executed: read it first.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Calibration to write.")],
+    settings: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,…", help=f"Settings to try, of {', '.join(SETTINGS)}; all that matter if left out."),
+    ] = None,
+    dref: Annotated[
+        int | None, typer.Option(metavar="STEPS", help="Measure the paper's d_ref too: train twice for so many steps.")
+    ] = None,
+    device: Device = "cpu",
+    key: Keys = None,
+    name: KeyName = None,
+    policy: PolicyFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how far rounding alone leads, for check --calibration.
+
+    Replays the opened segments that cannot be bit-exact here under several settings, each in a process of its own.
+    """
+    keys, trusted = trusted_keys(key, name, policy)
+    with terminal.progress() as progress:
+        request = Request(
+            signed_root=read_file(signed_root, MAX_NOTE),
+            keys=keys,
+            bundle=bundle,
+            recipe=RecipeFile.read(recipe),
+            device=device,
+            time=time_sources(trusted, None, None, None),
+            progress=progress,
+        )
+        found = calibrate(request, None if settings is None else settings.split(","), dref)
+    write_atomic(out, found.encode())
+    if as_json:
+        terminal.emit(found.encode().decode().rstrip())
+    terminal.note(f"measured the noise of {len(found.segments)} segments in {out}")
 
 
 @app.command()
@@ -259,6 +339,8 @@ def _print(verdict: Verdict) -> None:
         terminal.emit(f"{verdict.decision.name}: {terminal.text(verdict.reason)}")
         for item in verdict.checks:
             terminal.emit(f"{item.number:2} {item.name}: {MARKS[item.outcome][0]}: {terminal.text(item.detail)}")
+        for line in _figures(verdict):
+            terminal.emit(line)
         for warning in verdict.warnings:
             terminal.emit(f"note: {terminal.text(warning)}")
         return
@@ -273,5 +355,25 @@ def _print(verdict: Verdict) -> None:
     color = {"ACCEPT": "bold green", "REJECT": "bold red"}.get(verdict.decision.name, "bold yellow")
     console.print(Text.assemble((verdict.decision.name, color), " ", terminal.text(verdict.reason)))
     console.print(table)
+    for line in _figures(verdict):
+        console.print(Text(line))
     for warning in verdict.warnings:
         console.print(Text(f"note: {terminal.text(warning)}", "dim"))
+
+
+def _figures(verdict: Verdict) -> list[str]:
+    """Return a line for each segment that was measured: ε in the paper's terms, and the recipe's own evaluation."""
+    lines = []
+    for segment in verdict.segments:
+        epsilon = segment.measured.get("epsilon")
+        if epsilon is not None and any(epsilon["raw"].values()):
+            kinds = [f"{kind} {_numbers(epsilon[kind])}" for kind in ("raw", "normalised") if epsilon[kind]]
+            lines.append(f"segment {segment.index}: ε {'; '.join(kinds)}")
+        for end, values in segment.measured.get("evaluation", {}).items():
+            step = segment.start_step if end == "start" else segment.end_step
+            lines.append(f"segment {segment.index}: evaluation after step {step}: {_numbers(values)}")
+    return lines
+
+
+def _numbers(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{terminal.text(name)} {value:.4g}" for name, value in values.items())

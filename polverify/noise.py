@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from polstore.wire.segment import SegmentRecord
     from polstore.wire.steps import Steps
 
-__all__ = ["Floor", "Replayed", "Segment", "UNIT", "gap", "largest_gap", "measure", "shaken", "size"]
+__all__ = ["UNIT", "Floor", "Replayed", "Segment", "gap", "largest_gap", "measure", "shaken", "size"]
 
 BLOCK = 1 << 15  # elements converted to float64 at a time: 256 KiB, as in polstore.codec.norms
 UNIT = {  # distance of 1 from the next number: the rounding unit of a dtype

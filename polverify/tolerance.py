@@ -123,7 +123,9 @@ def judge(segment: Segment, committed: Snapshot, replayed: Replayed, floor: Floo
     wrong = [loss for loss in losses if loss.forged]
     if wrong and comparable:
         raise ReplayError(
-            f"{wrong[0].name}: loss", expected=f"within {FACTOR * wrong[0].floor:.3g} of the replay's", got=wrong[0].error
+            f"{wrong[0].name}: loss",
+            expected=f"within {FACTOR * wrong[0].floor:.3g} of the replay's",
+            got=wrong[0].error,
         )
     outside = [item for item in (*tensors, *losses) if not item.fits]
     hidden = [group for group, share in measured["compared"].items() if not share >= SHARE]
@@ -131,9 +133,7 @@ def judge(segment: Segment, committed: Snapshot, replayed: Replayed, floor: Floo
         doubt = "scalars hang on rounding here: the verifier's own replays do not agree on them"
     elif hidden:
         group = min(hidden, key=lambda each: measured["compared"][each])
-        doubt = (
-            f"noise hides too much: of {group} tensors only {measured['compared'][group]:.0%} of the update can be compared"
-        )
+        doubt = f"noise hides too much: of {group} tensors only {measured['compared'][group]:.0%} of the update can be compared"
     elif outside:
         worst = max(outside, key=_over)
         doubt = (

@@ -51,11 +51,15 @@ if TYPE_CHECKING:
     from polverify.distance import Criterion
     from polverify.replay.session import Session
 
-__all__ = ["Request", "Verification", "prepared", "verify"]
+__all__ = ["Request", "Verification", "prepared", "silent", "verify"]
 
 STATE_FACTOR = 16  # largest decoded state over the recipe's initial one, which lacks only what the optimizer adds
 STATE_SLACK = 64 * 2**20  # bytes on top of that, for small models
 NORM_TOLERANCE = 1e-9  # relative: float64 sums of the same numbers in another order
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Show no progress."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ class Request:
     d_ref: Mapping[str, float] = field(default_factory=dict)
     criterion: Criterion | None = None
     evaluate: bool = False
-    progress: Callable[[str, int, int], None] = lambda _what, _done, _total: None
+    progress: Callable[[str, int, int], None] = silent
 
 
 def verify(request: Request) -> Verdict:
@@ -279,6 +283,8 @@ class Verification:
 
     def initial_state(self) -> tuple[Outcome, str]:
         """[check 5] The initial state is what the seed gives."""
+        if self.request.calibration is not None:
+            self.request.calibration.require_recipe(self.request.recipe.digest)
         narrow(self.manifest.environment)
         from polverify.replay.session import Session  # loads torch, which must not happen sooner
 
@@ -401,9 +407,9 @@ class Verification:
     def segment(self, record: SegmentRecord) -> Segment:
         """Put together what a replay of one segment needs."""
         previous = self.records[record.index - 1] if record.index else None
-        rounded = not replays_exactly(self.manifest.fidelity) and previous is not None and previous.base_step is not None
-        start_base = None
-        if rounded and previous is not None and previous.base_step is not None:
+        rounded, start_base = False, None  # a first snapshot and one without a base are exact
+        if previous is not None and previous.base_step is not None and not replays_exactly(self.manifest.fidelity):
+            rounded = True
             digest = state_at(self.records, previous.base_step)
             start_base = self.states.get(digest) if digest in self.states else None
         base = None if record.base_step is None else self.states.get(state_at(self.records, record.base_step))

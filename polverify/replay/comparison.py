@@ -1,7 +1,7 @@
 """Deciding one segment: bit for bit in its own environment class, within a measured tolerance elsewhere.
 
-A tolerance is in play only where bits cannot be asked for, and only if the verifier wants it: he measures the noise with
-replays of this very segment, now or beforehand (`polverify calibrate`). Implements specs/verification.md, check 10, and
+A tolerance is in play only where bits cannot be asked for, and only if the verifier wants it: he measures the noise
+with replays of this very segment, now or beforehand (`polverify calibrate`). Implements specs/verification.md, check 10, and
 specs/tolerance.md, section "When".
 """
 
@@ -73,7 +73,9 @@ class Comparison:
             )
         if not tolerant:
             require_scalars(name, end, replayed)
-            detail = f"fidelity {self._fidelity} needs a tolerance: training went on from other values than were committed"
+            detail = (
+                f"fidelity {self._fidelity} needs a tolerance: training went on from other values than were committed"
+            )
             return _result(segment, Outcome.UNDECIDED, detail, self._error(segment, replayed, end))
         floor = self._floor(segment, replayed, another=bool(differences))
         if floor is None:
@@ -125,9 +127,7 @@ class Comparison:
         return ours.torch == theirs.torch and (same_device or not replayed.drew)
 
 
-def _result(
-    segment: Segment, outcome: Outcome, detail: str, measured: dict[str, Any] | None = None
-) -> SegmentResult:
+def _result(segment: Segment, outcome: Outcome, detail: str, measured: dict[str, Any] | None = None) -> SegmentResult:
     record = segment.record
     return SegmentResult(record.index, record.start_step, record.end_step, outcome, detail, measured or {})
 

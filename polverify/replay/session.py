@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import itertools
 import random
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 from polstore.codec.live.environment import detect, enter, make_deterministic
-from polstore.codec.live.randomness import seed_all
+from polstore.codec.live.randomness import preserved, seed_all, seed_cpu
 from polstore.codec.live.samples import load_batch, sample_hash
 from polstore.codec.live.state import LiveState, hyperparameters, loss_value
 from polstore.codec.quantise import quantise, replays_exactly
@@ -32,8 +33,7 @@ if TYPE_CHECKING:
     from polstore.codec.snapshot import Snapshot
     from polstore.wire.environment import Environment
     from polstore.wire.manifest import Manifest
-    from polstore.wire.segment import SegmentRecord
-    from polstore.wire.steps import Groups, Microbatch, Step
+    from polstore.wire.steps import Groups, Microbatch
     from polverify.noise import Segment
     from polverify.replay.settings import Setting
 
@@ -128,9 +128,37 @@ class Session:
         seed_all(stream_seed(self._manifest.seed, Stream.STEP, step, 0, 0))
         return self._recipe.evaluate(self._training)
 
-    def _replay(
-        self, segment: Segment, start: Snapshot, progress: Callable[[int], None], *, exact: bool
-    ) -> Replayed:
+    def train_afresh(self, steps: int, progress: Callable[[int], None]) -> Snapshot:
+        """Train from the initial state for ``steps`` steps, on batches that the recipe's own sampler draws.
+
+        Raises:
+            TrainingError: the recipe's loader has no batch sampler, or the recipe fails here.
+        """
+        batches = self._own_batches()
+        for number in range(steps):
+            seed_all(stream_seed(self._manifest.seed, Stream.STEP, number, 0, 0))
+            try:
+                self._recipe.step(self._training, batches)
+            except PolstoreError:
+                raise
+            except Exception as error:
+                raise TrainingError(f"step {number}: the recipe failed: {type(error).__name__}: {error}") from error
+            progress(number + 1)
+        return self._live.capture(steps)
+
+    def _own_batches(self) -> Iterator[Any]:
+        loader, number = self._training.loader, 0
+        for epoch in itertools.count():
+            with preserved():
+                seed_cpu(stream_seed(self._manifest.seed, Stream.EPOCH, epoch))
+                order = None if loader.batch_sampler is None else [tuple(indices) for indices in loader.batch_sampler]
+            if not order:
+                raise TrainingError("the recipe's loader", expected="a batch sampler that yields batches", got="none")
+            for indices in order:
+                yield load_batch(loader, indices, self._manifest.seed, number)
+                number += 1
+
+    def _replay(self, segment: Segment, start: Snapshot, progress: Callable[[int], None], *, exact: bool) -> Replayed:
         record = segment.record
         self._restore(record.start_step, start)
         losses, used, mismatch, drew = [], hashlib.sha256(), None, False
@@ -252,8 +280,8 @@ def _generators() -> tuple[object, ...]:
     devices = [state.numpy().tobytes() for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else []
     return (
         random.getstate(),
-        numpy_state["state"]["key"].tobytes(),  # type: ignore[call-overload]  # numpy types it as two kinds of state
-        (numpy_state["state"]["pos"], numpy_state["gauss"]),  # type: ignore[call-overload]  # likewise
+        numpy_state["state"]["key"].tobytes(),
+        (numpy_state["state"]["pos"], numpy_state["gauss"]),
         torch.get_rng_state().numpy().tobytes(),
         *devices,
     )

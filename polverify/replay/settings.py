@@ -1,8 +1,8 @@
 """Settings under which a replay rounds differently, so that the verifier can measure how far rounding alone leads.
 
 Thread count and oneDNN split sums differently. The rounding settings stand for classes that cannot be entered here:
-after every operation whose result hangs on the order of its sums, or on a library's approximation, each element is moved
-by a few units in its last place. Implements specs/tolerance.md, section "Settings".
+after every operation whose result hangs on the order of its sums, or on a library's approximation, each element is
+moved by a few units in its last place. Implements specs/tolerance.md, section "Settings".
 """
 
 from __future__ import annotations
@@ -14,17 +14,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from polstore.errors import UsageError
-
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from polstore.wire.environment import Environment
 
-__all__ = ["NAMES", "Setting", "applied", "choose", "settings_for"]
+__all__ = ["Setting", "applied", "settings_for"]
 
-# By how much a result is moved at most, relative to itself. Sums of hundreds of products differ between two libraries by
-# several units in the last place: measured with oneDNN against torch's own kernels, five times what one unit does.
+# By how much a result is moved at most, relative to itself. Sums of hundreds of products differ between two libraries
+# by several units in the last place: oneDNN against torch's own kernels made five times the difference of one unit.
 UNIT = {torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7, torch.float32: 2.0**-20, torch.float64: 2.0**-49}
 # A 16-bit result is a sum in float32, rounded: classes differ where the sum lies close to the middle between two
 # numbers. A sum of thousands is off by some 2^-19 of itself, against a unit of 2^-8: every 2^-11th element at most.
@@ -34,22 +32,22 @@ PRECISION = {"high": 2.0**-10, "medium": 2.0**-7}  # of torch's float32_matmul_p
 TF32 = PRECISION["high"]
 
 # Names of aten operations; one that this torch lacks is never called.
-ROUNDED = frozenset(
-    f"{name}{suffix}"
-    for name in (
-        "mm addmm bmm baddbmm addbmm mv addmv dot vdot linear mkldnn_linear addr _int_mm _scaled_mm "
-        "convolution convolution_overrideable mkldnn_convolution cudnn_convolution cudnn_convolution_transpose "
-        "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_functional cudnn_batch_norm "
-        "_batch_norm_with_update batch_norm native_layer_norm native_group_norm _fused_rms_norm "
-        "_softmax _log_softmax logsumexp sum mean var var_mean std std_mean norm linalg_vector_norm prod cumsum "
-        "avg_pool2d avg_pool3d _adaptive_avg_pool2d adaptive_avg_pool2d embedding_dense nll_loss_forward "
-        "_scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu "
-        "_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention _cdist_forward "
-        "_thnn_fused_lstm_cell _thnn_fused_gru_cell _cudnn_rnn mkldnn_rnn_layer "
-        "gelu tanh sigmoid silu exp log erf softplus mish sin cos pow rsqrt"
-    ).split()
-    for suffix in ("", "_backward", "_backward_data")
+# fmt: off
+_FORWARD = (
+    "mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot", "vdot", "linear", "mkldnn_linear", "addr",
+    "_scaled_mm", "convolution", "convolution_overrideable", "mkldnn_convolution", "cudnn_convolution",
+    "cudnn_convolution_transpose", "native_batch_norm", "_native_batch_norm_legit",
+    "_native_batch_norm_legit_functional", "cudnn_batch_norm", "_batch_norm_with_update", "batch_norm",
+    "native_layer_norm", "native_group_norm", "_fused_rms_norm", "_softmax", "_log_softmax", "logsumexp", "sum",
+    "mean", "var", "var_mean", "std", "std_mean", "norm", "linalg_vector_norm", "prod", "cumsum", "avg_pool2d",
+    "avg_pool3d", "_adaptive_avg_pool2d", "adaptive_avg_pool2d", "embedding_dense", "nll_loss_forward",
+    "_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention", "_cdist_forward",
+    "_thnn_fused_lstm_cell", "_thnn_fused_gru_cell", "_cudnn_rnn", "mkldnn_rnn_layer", "gelu", "tanh", "sigmoid",
+    "silu", "exp", "log", "erf", "softplus", "mish", "sin", "cos", "pow", "rsqrt",
 )
+# fmt: on
+ROUNDED = frozenset(name + suffix for name in _FORWARD for suffix in ("", "_backward", "_backward_data"))
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ class Setting:
         nondeterministic: whether CUDA kernels need not be deterministic.
         rounding: seed of the rounding noise, or None for none.
         start: seed with which the start is moved within the rounding of fidelity ``float16``, or None.
-        variables: for a process of its own, set before torch is loaded.
+        narrowest: whether it is the process environment, set before torch was loaded, that makes the difference.
     """
 
     name: str
@@ -72,17 +70,14 @@ class Setting:
     nondeterministic: bool = False
     rounding: int | None = None
     start: int | None = None
-    variables: tuple[tuple[str, str], ...] = ()
+    narrowest: bool = False
 
 
 START = (Setting("start-1", start=1), Setting("start-2", start=2), Setting("start-3", start=3))
 ROUNDING = tuple(Setting(f"rounding-{number}", rounding=number) for number in (1, 2, 3))
 ONEDNN = Setting("onednn", onednn=True)
 KERNELS = Setting("kernels", nondeterministic=True)
-CAPABILITY = Setting(
-    "capability", variables=(("ATEN_CPU_CAPABILITY", "default"), ("ONEDNN_MAX_CPU_ISA", "SSE41"))
-)  # the narrowest class that every processor can enter
-NAMES = ("threads", "onednn", "kernels", "capability", *(setting.name for setting in (*ROUNDING, *START)))
+CAPABILITY = Setting("capability", narrowest=True)
 
 
 def settings_for(recorded: Environment, *, another: bool, rounded: bool, fresh: bool = False) -> list[Setting]:
@@ -107,17 +102,9 @@ def settings_for(recorded: Environment, *, another: bool, rounded: bool, fresh: 
     return found
 
 
-def choose(settings: Sequence[Setting], names: Sequence[str] | None) -> list[Setting]:
-    """Return those settings that are wanted by name, or all; raises `UsageError` for an unknown name."""
-    unknown = sorted(set(names or ()) - set(NAMES))
-    if unknown:
-        raise UsageError("setting", expected=", ".join(NAMES), got=unknown[0])
-    return [setting for setting in settings if names is None or setting.name in names]
-
-
 @contextlib.contextmanager
 def applied(setting: Setting, recorded: Environment, here: Environment) -> Iterator[None]:
-    """Put a setting in force, and afterwards what was before; its variables are not for this function."""
+    """Put a setting in force, and afterwards what was before; but for the process environment."""
     threads, onednn = torch.get_num_threads(), torch.backends.mkldnn.enabled
     deterministic = torch.are_deterministic_algorithms_enabled()
     with contextlib.ExitStack() as stack:
@@ -154,16 +141,16 @@ def _units(recorded: Environment, here: Environment) -> dict[torch.dtype, float]
     return units
 
 
-class _Rounding(TorchDispatchMode):
+class _Rounding(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """Moves each element of every result in `ROUNDED` by up to one `UNIT`."""
 
     def __init__(self, seed: int, units: dict[torch.dtype, float]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # likewise
         self._seed = seed
         self._units = units
         self._generators: dict[torch.device, torch.Generator] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if func.overloadpacket.__name__ in ROUNDED:
             for tensor in result if isinstance(result, (tuple, list)) else (result,):

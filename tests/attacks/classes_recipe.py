@@ -11,7 +11,15 @@ SAMPLES, WIDTH = 96, 64
 
 
 def build(
-    device, kind="mlp", optimizer="sgd", lr=0.05, momentum=0.9, autocast=False, dropout=0.0, schedule="constant", batch=32
+    device,
+    kind="mlp",
+    optimizer="sgd",
+    lr=0.05,
+    momentum=0.9,
+    autocast=False,
+    dropout=0.0,
+    schedule="constant",
+    batch=32,
 ):
     generator = torch.Generator().manual_seed(7)  # the data must not depend on the run's seed
     labels = torch.randint(0, 4, (SAMPLES,), generator=generator)

@@ -111,9 +111,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Judge:
         path.write_bytes(data)
         wanted = forge.KEY.verifier_keys() if keys is None else keys
         return verify(
-            Request(
-                root, wanted, path, recipe or forge.RECIPE, challenge, ledger, time=time or Sources(), **wishes
-            )
+            Request(root, wanted, path, recipe or forge.RECIPE, challenge, ledger, time=time or Sources(), **wishes)
         )
 
     return judged

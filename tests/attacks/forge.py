@@ -160,7 +160,9 @@ class Trainer:
 
     def draw(self, number: int) -> tuple[int, ...]:
         """Choose the samples of a step."""
-        return tuple(int(index) for index in self.order.choice(len(self.dataset), self.training.loader.batch_size, replace=False))
+        return tuple(
+            int(index) for index in self.order.choice(len(self.dataset), self.training.loader.batch_size, replace=False)
+        )
 
     def used(self, number: int, indices: tuple[int, ...]) -> tuple[int, ...]:
         """What the step is trained on; the record says ``indices``."""

@@ -6,8 +6,8 @@
 
 ``build`` is called with the generators seeded. ``step`` takes as many batches as one optimizer step needs (more than
 one to accumulate gradients) and leaves the training ready for the next. ``evaluate`` measures how good the model is,
-with the generators seeded; it is called last, for ``polverify check --evaluate``. A recipe is executed: only ever one that its
-user has at hand. Implements specs/run-records.md, section "Recipe".
+with the generators seeded; it is called last, for ``polverify check --evaluate``. A recipe is executed: only ever one
+that its user has at hand. Implements specs/run-records.md, section "Recipe".
 """
 
 from __future__ import annotations
