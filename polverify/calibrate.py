@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from polstore import terminal
-from polstore.errors import CallerError, ReplayError, UsageError
+from polstore.errors import CallerError, ProofError, ReplayError, UsageError
 from polstore.wire import canonical
 from polverify.calibration import Calibration, DRef, machine_of, record_key
 from polverify.capability import NARROWEST
@@ -76,8 +76,9 @@ def calibrate(request: Request, settings: Sequence[str] | None = None, d_ref_ste
         request.progress("replaying under settings", done, len(wanted) + 1)
         variables = NARROWEST if name == "capability" else {}
         keys = {key for key, names in reference.settings.items() if name in names}
-        for key, replayed in _in_process(variables, _vary, asked, name, keys).items():
-            found[key].append((name, replayed))
+        with suppress(ProofError):  # where the recipe makes other data or another initial state; else it is as before
+            for key, replayed in _in_process(variables, _vary, asked, name, keys).items():
+                found[key].append((name, replayed))
     floors = {key: measure(reference.replayed[key], pairs) for key, pairs in found.items() if pairs}
     d_ref = None
     if d_ref_steps is not None:

@@ -1,14 +1,15 @@
 """The verifier's own file of measured noise: written by `polverify calibrate`, read by `polverify check --calibration`.
 
 It holds noise for particular segments, each named by the hash of its record, so a floor can serve no other segment,
-data or start than it was measured for. A file that is broken, or for another recipe or machine, is the verifier's own fault
-and never the proof's. Implements specs/tolerance.md, section "Calibration file". Does no I/O.
+data or start than it was measured for. A file that is broken, or for another recipe or machine, is the verifier's own
+fault and never the proof's. Implements specs/tolerance.md, section "Calibration file". Does no I/O.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -170,7 +171,7 @@ def _noise(value: Any) -> float:
     """Return a distance: null stands for an infinite one, of which nothing can be told."""
     if value is None:
         return math.inf
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= sys.float_info.max:
         raise CallerError("distance in a calibration", expected="a number, 0 or more, or null", got=value)
     return float(value)
 

@@ -31,13 +31,15 @@ __all__ = ["CAP", "FACTOR", "GROSS", "MARGIN", "SHARE", "Judgement", "judge", "r
 
 FACTOR = 8.0  # floors that an error may measure: the floor is the largest of a few draws, and small tensors scatter
 CAP = 0.1  # of a tensor's update that a tolerance may measure for the tensor to count as compared, a tenth
-JUMP = 0.03  # of the update of a compared tensor that is tolerated at least. One gate of a ReLU that flips moves a tensor by
-# up to 2 % of its update, measured on networks of a few thousand weights, and does so in one replay out of several.
+JUMP = (
+    0.03  # of a compared tensor's update that is tolerated at least: one gate of a ReLU that flips moved tensors by up
+)
+# to 2 % of their updates in networks of a few thousand weights, and does so in one replay out of several
 SHARE = 0.9  # of a group's squared update that compared tensors must hold, or the group is not compared at all
 MARGIN = 64.0  # floors beyond which noise explains nothing: 8 times the tolerance, hence never a draw of the same noise
 GROSS = 0.5  # of a tensor's update that must be wrong besides: gates that flip are not noise that grows, see JUMP
 QUANTUM = 2.0**-10  # a step of float16 relative to the largest difference that was rounded: where one value flips
-NAMED = 8  # tensors that a verdict lists
+NAMED = 32  # tensors that a verdict lists by name; it counts them all
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,8 @@ def judge(segment: Segment, committed: Snapshot, replayed: Replayed, floor: Floo
         doubt = "scalars hang on rounding here: the verifier's own replays do not agree on them"
     elif hidden:
         group = min(hidden, key=lambda each: measured["compared"][each])
-        doubt = f"noise hides too much: of {group} tensors only {measured['compared'][group]:.0%} of the update can be compared"
+        share = measured["compared"][group]
+        doubt = f"noise hides too much: of {group} tensors only {share:.0%} of the update can be compared"
     elif outside:
         worst = max(outside, key=_over)
         doubt = (

@@ -367,7 +367,7 @@ class Verification:
         return Outcome.PASSED, f"{len(used)} samples of {self.manifest.dataset.size}, {len(wanted)} snapshots"
 
     def replay(self) -> tuple[Outcome, str]:
-        """[check 10] Training each opened segment again leads to the committed state: bit for bit, or within tolerance."""
+        """[check 10] Training each opened segment again leads to its committed end, bit for bit or within tolerance."""
         opened = [self.records[segment.index] for segment in self.file.bundle.opened]
         total = sum(record.end_step - record.start_step for record in opened)
         before = 0
@@ -387,8 +387,8 @@ class Verification:
         tolerated = sum(result.tolerated for result in self.results)
         if tolerated:
             self.warnings.append(
-                f"{tolerated} segments are within a tolerance that was measured here, which is weaker than bit for bit: a "
-                "forgery that moves less than the tolerance passes"
+                f"{tolerated} segments are within a tolerance that was measured here, which is weaker than bit for bit: "
+                "a forgery that moves less than the tolerance passes"
             )
         how = f"{tolerated} of them within tolerance, the rest bit for bit" if tolerated else "bit for bit"
         return Outcome.PASSED, f"{len(opened)} segments, {total} steps of {self.records[-1].end_step}, {how}"

@@ -1,8 +1,8 @@
 """Deciding one segment: bit for bit in its own environment class, within a measured tolerance elsewhere.
 
 A tolerance is in play only where bits cannot be asked for, and only if the verifier wants it: he measures the noise
-with replays of this very segment, now or beforehand (`polverify calibrate`). Implements specs/verification.md, check 10, and
-specs/tolerance.md, section "When".
+with replays of this very segment, now or beforehand (`polverify calibrate`). Implements specs/verification.md, check
+10, and specs/tolerance.md, section "When".
 """
 
 from __future__ import annotations

@@ -21,10 +21,10 @@ def build(
     schedule="constant",
     batch=32,
 ):
-    generator = torch.Generator().manual_seed(7)  # the data must not depend on the run's seed
+    generator = torch.Generator().manual_seed(7)  # the data must not depend on the run's seed, nor on the processor
     labels = torch.randint(0, 4, (SAMPLES,), generator=generator)
     if kind == "conv":
-        inputs = torch.randn(SAMPLES, 3, 12, 12, generator=generator)
+        inputs = 4 * torch.rand(SAMPLES, 3, 12, 12, generator=generator) - 2
         model = nn.Sequential(
             nn.Conv2d(3, 12, 3, padding=1),
             nn.BatchNorm2d(12),
@@ -40,7 +40,7 @@ def build(
             nn.Linear(16, 4),
         )
     else:
-        inputs = torch.randn(SAMPLES, WIDTH, generator=generator)
+        inputs = 4 * torch.rand(SAMPLES, WIDTH, generator=generator) - 2
         model = nn.Sequential(
             nn.Linear(WIDTH, 2 * WIDTH),
             nn.BatchNorm1d(2 * WIDTH) if kind == "norm" else nn.Identity(),

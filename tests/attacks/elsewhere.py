@@ -1,4 +1,4 @@
-"""Runs of another environment class, made on this machine: trained as it rounds elsewhere, and recorded as from there."""
+"""Runs of another environment class, made on this machine: trained with other rounding, and recorded as from there."""
 
 from __future__ import annotations
 
