@@ -1,8 +1,8 @@
-"""Measuring noise beforehand: the opened segments of a bundle are replayed under several settings, each in a process.
+"""Measuring noise beforehand: the opened segments of a bundle are replayed under several settings.
 
-A process of its own can enter what has to be chosen before torch is loaded. The bundle is as little trusted as by
-`polverify check`: each process makes checks 0 to 9 first. What passes between the processes is this program's own.
-Implements specs/tolerance.md, section "polverify calibrate".
+That happens in fresh processes, because the processor's capability has to be chosen before torch is loaded. The bundle
+is as little trusted as by `polverify check`: each process makes checks 0 to 9 first. What passes between the processes
+is this program's own. Implements specs/tolerance.md, section "polverify calibrate".
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from polstore import terminal
-from polstore.errors import CallerError, ProofError, ReplayError, UsageError
+from polstore.errors import CallerError, ProofError, UsageError
 from polstore.wire import canonical
 from polverify.calibration import Calibration, DRef, machine_of, record_key
 from polverify.capability import NARROWEST
 from polverify.distance import METRICS, reproduction_error
-from polverify.noise import Replayed, measure
+from polverify.noise import Floor, Replayed, measure
 from polverify.verify import Request, prepared, silent
 
 if TYPE_CHECKING:
@@ -32,20 +32,22 @@ if TYPE_CHECKING:
 
 __all__ = ["SETTINGS", "calibrate"]
 
+CAPABILITY = "capability"
 SETTINGS = (
-    *("threads", "onednn", "kernels", "capability"),
+    *("threads", "onednn", "kernels", CAPABILITY),
     *(f"{kind}-{number}" for kind in ("rounding", "start") for number in (1, 2, 3)),
 )  # names of polverify.replay.settings, which loads torch
 _Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
-class _Reference:
-    """What the process without any setting came to, by `record_key`."""
+class _Measured:
+    """What the first process came to: by `record_key`, the replay that noise is measured against, and the noise."""
 
     machine: tuple[str, str, str]
-    replayed: dict[str, Replayed]
-    settings: dict[str, list[str]]
+    references: dict[str, Replayed]
+    floors: dict[str, Floor]
+    narrowable: set[str]
 
 
 def calibrate(request: Request, settings: Sequence[str] | None = None, d_ref_steps: int | None = None) -> Calibration:
@@ -67,24 +69,21 @@ def calibrate(request: Request, settings: Sequence[str] | None = None, d_ref_ste
     if d_ref_steps is not None and d_ref_steps < 1:
         raise UsageError("steps for d_ref", expected="at least 1", got=d_ref_steps)
     asked = replace(request, progress=silent)
-    request.progress("replaying under settings", 0, 1)
-    reference = _in_process({}, _reference, asked)
-    needed = sorted({name for names in reference.settings.values() for name in names})
-    wanted = [name for name in needed if settings is None or name in settings]
-    found: dict[str, list[tuple[str, Replayed]]] = {key: [] for key in reference.replayed}
-    for done, name in enumerate(wanted, 1):
-        request.progress("replaying under settings", done, len(wanted) + 1)
-        variables = NARROWEST if name == "capability" else {}
-        keys = {key for key, names in reference.settings.items() if name in names}
+    request.progress("replaying under settings", 0, 2)
+    measured = _in_process({}, _measure, asked, settings)
+    request.progress("replaying under settings", 1, 2)
+    floors = measured.floors
+    if measured.narrowable and (settings is None or CAPABILITY in settings):
         with suppress(ProofError):  # where the recipe makes other data or another initial state; else it is as before
-            for key, replayed in _in_process(variables, _vary, asked, name, keys).items():
-                found[key].append((name, replayed))
-    floors = {key: measure(reference.replayed[key], pairs) for key, pairs in found.items() if pairs}
+            for key, replayed in _in_process(NARROWEST, _narrowed, asked, measured.narrowable).items():
+                floors[key] = floors[key].joined(measure(measured.references[key], [(CAPABILITY, replayed)]))
+    floors = {key: floor for key, floor in floors.items() if floor.settings}
+    request.progress("replaying under settings", 2, 2)
     d_ref = None
     if d_ref_steps is not None:
         request.progress("training twice for d_ref", 0, 1)
         d_ref = DRef(d_ref_steps, _in_process({}, _d_ref, asked, d_ref_steps))
-    return Calibration(request.recipe.digest, reference.machine, floors, d_ref)
+    return Calibration(request.recipe.digest, measured.machine, floors, d_ref)
 
 
 def _in_process(variables: dict[str, str], work: Callable[..., _Result], *arguments: object) -> _Result:
@@ -109,39 +108,38 @@ def _quietly(work: Callable[..., _Result], *arguments: object) -> _Result:
         return work(*arguments)
 
 
-def _reference(request: Request) -> _Reference:
-    """Replay all segments that need a tolerance, in their own class as far as possible."""
-    from polverify.replay.settings import settings_for  # loads torch
+def _measure(request: Request, wanted: Sequence[str] | None) -> _Measured:
+    """Replay all segments that need a tolerance, in their own class as far as possible and under every setting."""
+    from polverify.replay.comparison import variations  # loads torch
+    from polverify.replay.settings import settings_for
 
-    replayed, settings = {}, {}
+    found = _Measured(("", "", ""), {}, {}, set())
     with prepared(request) as verification:
         session = verification.session
         for opened in verification.file.bundle.opened:
             segment = verification.segment(verification.records[opened.index])
-            another = bool(session.differences(segment.record.environment))
-            found = settings_for(segment.record.environment, another=another, rounded=segment.start_rounded, fresh=True)
-            if found:
-                key = record_key(segment.record)
-                replayed[key] = session.replay(segment, _unseen, exact=False)
-                settings[key] = [setting.name for setting in found]
-        return _Reference(machine_of(session.here()), replayed, settings)
+            environment, key = segment.record.environment, record_key(segment.record)
+            another = bool(session.differences(environment))
+            settings = settings_for(environment, another=another, rounded=segment.start_rounded)
+            if not settings:
+                continue
+            if another and environment.device == "cpu":
+                found.narrowable.add(key)
+            settings = [setting for setting in settings if wanted is None or setting.name in wanted]
+            reference = found.references[key] = session.replay(segment, _unseen, exact=False)
+            found.floors[key] = measure(reference, variations(session, segment, settings, silent))
+        return replace(found, machine=machine_of(session.here()))
 
 
-def _vary(request: Request, name: str, keys: set[str]) -> dict[str, Replayed]:
-    """Replay some segments under one setting."""
-    from polverify.replay.settings import settings_for  # loads torch
-
+def _narrowed(request: Request, keys: set[str]) -> dict[str, Replayed]:
+    """Replay some segments in this process, which is of the narrowest capability."""
     found = {}
     with prepared(request) as verification:
-        for record in verification.records:
-            key = record_key(record)
-            if key not in keys:
-                continue
-            settings = settings_for(record.environment, another=True, rounded=True, fresh=True)
-            setting = next(setting for setting in settings if setting.name == name)
-            verification.session.differences(record.environment)  # enters its class, but for what the setting changes
-            with suppress(ReplayError):  # the recipe cannot run so; the reference shows that it can run
-                found[key] = verification.session.vary(verification.segment(record), setting, _unseen)
+        for opened in verification.file.bundle.opened:
+            record = verification.records[opened.index]
+            if (key := record_key(record)) in keys:
+                verification.session.differences(record.environment)  # enters its class, but for the capability
+                found[key] = verification.session.replay(verification.segment(record), _unseen, exact=False)
     return found
 
 

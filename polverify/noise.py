@@ -100,6 +100,15 @@ class Floor:
     losses: tuple[float, ...]
     unstable: bool
 
+    def joined(self, other: Floor) -> Floor:
+        """Return the noise of the settings of both, which were measured against the same replay."""
+        return Floor(
+            self.settings + other.settings,
+            {name: max(noise, other.tensors[name]) for name, noise in self.tensors.items()},
+            tuple(map(max, self.losses, other.losses)),
+            self.unstable or other.unstable,
+        )
+
 
 def measure(reference: Replayed, others: Iterable[tuple[str, Replayed]]) -> Floor:
     """Return the noise of one segment: how far replays under other settings end from ``reference``."""

@@ -387,7 +387,7 @@ class Verification:
         tolerated = sum(result.tolerated for result in self.results)
         if tolerated:
             self.warnings.append(
-                f"{tolerated} segments are within a tolerance that was measured here, which is weaker than bit for bit: "
+                f"{tolerated} segments are within a tolerance measured here, which is weaker than bit for bit: "
                 "a forgery that moves less than the tolerance passes"
             )
         how = f"{tolerated} of them within tolerance, the rest bit for bit" if tolerated else "bit for bit"

@@ -7,6 +7,7 @@ with replays of this very segment, now or beforehand (`polverify calibrate`). Im
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from polstore.codec.quantise import replays_exactly
@@ -18,13 +19,14 @@ from polverify.tolerance import judge, require_scalars
 from polverify.verdict import Outcome, SegmentResult
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from polstore.codec.snapshot import Snapshot
     from polverify.replay.session import Session
+    from polverify.replay.settings import Setting
     from polverify.verify import Request
 
-__all__ = ["Comparison"]
+__all__ = ["Comparison", "variations"]
 
 
 class Comparison:
@@ -59,7 +61,10 @@ class Comparison:
         tolerant = self._request.tolerant or self._request.calibration is not None
         if differences and not tolerant:
             return _result(segment, Outcome.UNDECIDED, "another environment class: " + "; ".join(differences))
-        exact = not differences and replays_exactly(self._fidelity)
+        # An exact start of a float16 run leads to the committed end, too: who asks for a tolerance gets no more of it
+        # than is needed.
+        certain = replays_exactly(self._fidelity) or (tolerant and not segment.start_rounded)
+        exact = certain and not differences
         replayed = self._session.replay(segment, progress, exact=exact)
         end = committed()
         if replayed.end.digest() == segment.record.end_state:
@@ -100,31 +105,29 @@ class Comparison:
             found = calibration.floor(segment)
             if found is not None or not self._request.tolerant:
                 return found
-        floor = measure(replayed, self._variations(segment, another=another))
-        return floor if floor.settings else None
-
-    def _variations(self, segment: Segment, *, another: bool) -> Iterator[tuple[str, Replayed]]:
         settings = settings_for(segment.record.environment, another=another, rounded=segment.start_rounded)
-        steps = len(segment.steps.steps)
-        for done, setting in enumerate(settings):
-            what = f"measuring the noise of {segment.name}"
-            try:
-                replayed = self._session.vary(
-                    segment,
-                    setting,
-                    lambda step, what=what, done=done: self._request.progress(  # type: ignore[misc]  # two are bound here
-                        what, done * steps + step, len(settings) * steps
-                    ),
-                )
-            except ReplayError:  # the recipe cannot run so; the reference shows that it can run
-                continue
-            yield setting.name, replayed
+        floor = measure(replayed, variations(self._session, segment, settings, self._request.progress))
+        return floor if floor.settings else None
 
     def _comparable(self, segment: Segment, replayed: Replayed) -> bool:
         """Say whether this machine draws the random numbers of the recorded one, or none are drawn."""
         ours, theirs = self._session.here(), segment.record.environment
         same_device = (ours.device, ours.device_name) == (theirs.device, theirs.device_name)
         return ours.torch == theirs.torch and (same_device or not replayed.drew)
+
+
+def variations(
+    session: Session, segment: Segment, settings: Sequence[Setting], progress: Callable[[str, int, int], None]
+) -> Iterator[tuple[str, Replayed]]:
+    """Replay a segment under each setting; yield the name of each with what it came to."""
+    what, steps = f"measuring the noise of {segment.name}", len(segment.steps.steps)
+    for done, setting in enumerate(settings):
+
+        def report(step: int, before: int = done * steps) -> None:
+            progress(what, before + step, len(settings) * steps)
+
+        with suppress(ReplayError):  # the recipe cannot run so; the reference shows that it can run
+            yield setting.name, session.vary(segment, setting, report)
 
 
 def _result(segment: Segment, outcome: Outcome, detail: str, measured: dict[str, Any] | None = None) -> SegmentResult:

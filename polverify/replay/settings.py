@@ -61,7 +61,6 @@ class Setting:
         nondeterministic: whether CUDA kernels need not be deterministic.
         rounding: seed of the rounding noise, or None for none.
         start: seed with which the start is moved within the rounding of fidelity ``float16``, or None.
-        narrowest: whether it is the process environment, set before torch was loaded, that makes the difference.
     """
 
     name: str
@@ -70,29 +69,25 @@ class Setting:
     nondeterministic: bool = False
     rounding: int | None = None
     start: int | None = None
-    narrowest: bool = False
 
 
 START = (Setting("start-1", start=1), Setting("start-2", start=2), Setting("start-3", start=3))
 ROUNDING = tuple(Setting(f"rounding-{number}", rounding=number) for number in (1, 2, 3))
 ONEDNN = Setting("onednn", onednn=True)
 KERNELS = Setting("kernels", nondeterministic=True)
-CAPABILITY = Setting("capability", narrowest=True)
 
 
-def settings_for(recorded: Environment, *, another: bool, rounded: bool, fresh: bool = False) -> list[Setting]:
+def settings_for(recorded: Environment, *, another: bool, rounded: bool) -> list[Setting]:
     """Return the settings for a segment.
 
     Args:
         recorded: its environment class.
         another: whether this machine is of another class.
         rounded: whether training went on from other values than those of the start.
-        fresh: whether each replay has a process of its own.
     """
     found: list[Setting] = []
     if another and recorded.device == "cpu":
         found += [Setting("threads", threads=1 if recorded.threads != 1 else 2), ONEDNN]
-        found += [CAPABILITY] if fresh else []
     if another and recorded.device != "cpu":
         found.append(KERNELS)
     if another:
@@ -104,7 +99,7 @@ def settings_for(recorded: Environment, *, another: bool, rounded: bool, fresh: 
 
 @contextlib.contextmanager
 def applied(setting: Setting, recorded: Environment, here: Environment) -> Iterator[None]:
-    """Put a setting in force, and afterwards what was before; but for the process environment."""
+    """Put a setting in force, and afterwards what was before."""
     threads, onednn = torch.get_num_threads(), torch.backends.mkldnn.enabled
     deterministic = torch.are_deterministic_algorithms_enabled()
     with contextlib.ExitStack() as stack:
