@@ -17,7 +17,7 @@ from polstore.storage.store import open_store
 from polverify.time import Sources
 from polverify.verdict import Decision, Outcome, Verdict
 from polverify.verify import Request, verify
-from tests.attacks import forge
+from tests.attacks import elsewhere, forge
 from tests.attacks.forge import Evidence
 from tests.attacks.served import Archive
 
@@ -137,3 +137,22 @@ def rejects(judge: Judge) -> Rejects:
         return number
 
     return rejected
+
+
+@pytest.fixture
+def _left_as_it_was() -> Iterator[None]:
+    """A verifier enters the recorded class; the next test is to begin in this machine's own."""
+    threads, onednn = torch.get_num_threads(), torch.backends.mkldnn.enabled
+    yield
+    torch.set_num_threads(threads)
+    torch.backends.mkldnn.set_flags(onednn)
+
+
+@pytest.fixture
+def tolerant(judge: Judge, _left_as_it_was: None) -> Judge:
+    """Judge a run of `tests.attacks.elsewhere` with a tolerance."""
+
+    def judged(evidence: Any, **wishes: Any) -> Any:
+        return judge(evidence, recipe=elsewhere.RECIPE, **({"tolerant": True} | wishes))
+
+    return judged

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,11 +21,11 @@ THREADS = 60_000  # more than any machine may enter, so that the verifier stays 
 
 
 @contextlib.contextmanager
-def rounding_as_elsewhere() -> Iterator[None]:
-    """Two threads, and no oneDNN."""
+def rounding_as_elsewhere(count: int) -> Iterator[None]:
+    """Without oneDNN on one thread; with it on more, which take long where other work keeps the cores busy."""
     threads, onednn = torch.get_num_threads(), torch.backends.mkldnn.enabled
-    torch.set_num_threads(2)
-    torch.backends.mkldnn.set_flags(False)
+    torch.set_num_threads(count)
+    torch.backends.mkldnn.set_flags(onednn and count > 1)
     try:
         yield
     finally:
@@ -38,6 +38,7 @@ class Elsewhere(Trainer):
     """Trains in another class than the verifier's. Draws nothing that another machine might draw differently."""
 
     recipe_file: RecipeFile = RECIPE
+    threads: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,10 +46,5 @@ class Elsewhere(Trainer):
         self.environment = replace(here, threads=THREADS) if self.environment is None else self.environment
 
     def run(self, opened: tuple[int, ...] | None = None) -> Evidence:
-        with rounding_as_elsewhere():
+        with rounding_as_elsewhere(self.threads):
             return super().run(opened)
-
-
-def only(evidence: Evidence, judge: Any, **wishes: Any) -> Any:
-    """Judge a run of the recipe here, with a tolerance."""
-    return judge(evidence, recipe=RECIPE, **({"tolerant": True} | wishes))
