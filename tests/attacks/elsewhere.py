@@ -22,10 +22,10 @@ THREADS = 60_000  # more than any machine may enter, so that the verifier stays 
 
 @contextlib.contextmanager
 def rounding_as_elsewhere(count: int) -> Iterator[None]:
-    """Without oneDNN on one thread; with it on more, which take long where other work keeps the cores busy."""
+    """Without oneDNN; more than one thread take long where other work keeps the cores busy."""
     threads, onednn = torch.get_num_threads(), torch.backends.mkldnn.enabled
     torch.set_num_threads(count)
-    torch.backends.mkldnn.set_flags(onednn and count > 1)
+    torch.backends.mkldnn.set_flags(False)
     try:
         yield
     finally:

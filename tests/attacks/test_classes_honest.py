@@ -71,7 +71,7 @@ def test_without_a_tolerance_another_class_is_not_even_replayed(tolerant):
 @pytest.mark.parametrize("config", [{"optimizer": "sgd"}, {"optimizer": "adam", "lr": 1e-3}])
 def test_honest_run_under_bfloat16_autocast_is_not_rejected(tolerant, config):
     config = {"kind": "norm", "autocast": True} | config
-    verdict = tolerant(Elsewhere(config=config, fidelity="lossless", steps=4, every=2, threads=2).run())
+    verdict = tolerant(Elsewhere(config=config, fidelity="lossless", threads=2, **SHORT).run())
     assert verdict.decision is not Decision.REJECT, verdict.reason
     assert any(any(segment.measured["epsilon"]["raw"].values()) for segment in verdict.segments)
 
