@@ -234,7 +234,7 @@ def calibrate_noise(
 ) -> None:
     """Measure how far rounding alone leads, for check --calibration.
 
-    Replays the opened segments that cannot be bit-exact here under several settings, each in a process of its own.
+    Replays the opened segments that cannot be bit-exact here under several settings, in processes of its own.
     """
     keys, trusted = trusted_keys(key, name, policy)
     with terminal.progress() as progress:
