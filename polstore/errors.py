@@ -11,6 +11,7 @@
     │   ├── ChallengeError             not the segments that were asked for
     │   ├── DataError                  training samples other than the committed ones
     │   ├── RecipeError                a recipe other than the committed one
+    │   ├── PolicyError                something declared or done that the verifier's policy does not allow
     │   └── ReplayError                a replay that does not match what was committed
     ├── UsageError            exit 2   the call makes no sense as it stands
     └── CallerError           exit 4   the caller's side is at fault
@@ -44,6 +45,7 @@ __all__ = [
     "MalformedError",
     "MerkleError",
     "MissingError",
+    "PolicyError",
     "PolstoreError",
     "ProofError",
     "RecipeError",
@@ -121,6 +123,10 @@ class DataError(ProofError):
 
 class RecipeError(ProofError):
     """A recipe file other than the one committed to."""
+
+
+class PolicyError(ProofError):
+    """Something declared or done that the verifier's policy does not allow."""
 
 
 class ReplayError(ProofError):

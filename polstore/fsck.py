@@ -1,5 +1,6 @@
-"""Checking a whole store: every blob, record, tree node, snapshot and signed root, the ledger, and what damage costs.
+"""Checking a whole store: every page, blob, record, node, snapshot and signed root, the ledger, and what damage costs.
 
+LMDB is kept out of it, since it may crash on a damaged page: the data file is read by `polstore.storage.survey`.
 Changes nothing. Hashes are checked, signatures are not: that needs a key and is polverify's part.
 """
 
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from polstore.errors import DamagedError, MissingError
 from polstore.ledger_audit import audit
 from polstore.reader import Run
+from polstore.storage.survey import survey
 from polstore.wire import merkle
 
 if TYPE_CHECKING:
@@ -61,10 +63,25 @@ def check_store(store: Store, progress: Callable[[str, int, int], None]) -> Repo
     """Check everything in a store.
 
     Args:
-        store: an open store; may be recorded into meanwhile.
+        store: an open store; may be recorded into meanwhile, and is checked as it was when this began.
         progress: told (what is being checked, done, in all).
+
+    Raises:
+        CallerError: the data file cannot be read, or has a layout that is not known here.
     """
-    report = Report()
+    with survey(store) as found:
+        report = Report()
+        for page, error in found.damages:
+            _damage(report, f"page {page} of the data file", error, "what is named below, or whole runs")
+        for key in found.foreign:
+            _damage(report, f"key {key.hex()}", "none that a store has", "what is named below, or a whole run")
+        for name in found.lost:
+            _damage(report, f"run {name}", "its row is lost", "the whole run")
+        _check_contents(report, found, progress)
+    return report
+
+
+def _check_contents(report: Report, store: Store, progress: Callable[[str, int, int], None]) -> None:
     with store.read() as view:
         digests = list(view.blob_digests())
         names = view.runs()
@@ -81,7 +98,6 @@ def check_store(store: Store, progress: Callable[[str, int, int], None]) -> Repo
     report.ledger, report.not_entered = found.leaves, found.not_entered
     for what, error, cost in found.damages:
         _damage(report, what, error, cost)
-    return report
 
 
 def _check_run(report: Report, store: Store, name: str, progress: Callable[[str, int, int], None]) -> None:

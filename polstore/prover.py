@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from polstore import ledger
+from polstore.carried import Carried
 from polstore.errors import (
     DamagedError,
     ExistsError,
@@ -35,14 +36,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from polstore.codec import frames
     from polstore.reader import Run
     from polstore.storage.reader import Reader
     from polstore.storage.store import Store
     from polstore.storage.writer import Writer
     from polstore.wire.keys import SigningKey
 
-__all__ = ["Proof", "commit", "prove"]
+__all__ = ["Proof", "commit", "prove", "prove_records"]
 
 
 def commit(store: Store, run: str, key: SigningKey, *more: SigningKey, now: Callable[[], float] = time.time) -> bytes:
@@ -155,12 +155,12 @@ class Proof:
     """A bundle ready to be written: its index, and where its blobs come from."""
 
     bundle: Bundle
-    run: Run
+    carried: Carried
 
     def __iter__(self) -> Iterator[bytes]:
         yield self.bundle.head()
         for digest, length in self.bundle.blobs:
-            blob = self.run.blob(digest)
+            blob = self.carried.blob(digest)
             if len(blob) != length:
                 raise DamagedError("blob has changed its length", expected=length, got=len(blob))
             yield blob
@@ -170,33 +170,46 @@ class Proof:
         write_atomic(path, self)
 
 
-def prove(run: Run, segments: Sequence[int], size: int | None = None) -> Proof:
+def prove(run: Run, segments: Sequence[int], size: int | None = None, *, audit: bool = False) -> Proof:
     """Open segments of a run under its signed root.
 
     Args:
         run: the run, from `polstore.open`.
-        segments: indices of the segments to open.
+        segments: indices of the segments to open; none is possible for an audit.
         size: leaves under the signed root to prove against; the newest one if None.
+        audit: hand over every snapshot, so that all norms can be computed again.
 
     Raises:
         UsageError: no segments were named.
         MissingError: no such segment under that root, no such signed root, or data that the store no longer has.
         DamagedError: what the store holds is not what was signed.
+        FullError: no room for a temporary file, where snapshots are stored anew.
     """
+    wanted = sorted(set(segments))
+    if not wanted and not audit:
+        raise UsageError("no segments to prove", expected="at least one", got=0)
+    return _proof(run, wanted, size, audit=audit)
+
+
+def prove_records(run: Run, size: int | None = None) -> Proof:
+    """Show the records of all segments and open none, for a verifier to choose by; raises as `prove` does."""
+    return _proof(run, [], size, audit=False)
+
+
+def _proof(run: Run, wanted: Sequence[int], size: int | None, *, audit: bool) -> Proof:
     signed = run.signed_sizes()
     if not signed:
         raise MissingError(f"run {run.name} has no signed root yet; run polstore commit")
     size = signed[-1] if size is None else size
     if size not in signed:
         raise MissingError(f"run {run.name} has no signed root of that size", expected=signed, got=size)
-    wanted = sorted(set(segments))
-    if not wanted:
-        raise UsageError("no segments to prove", expected="at least one", got=0)
-    if wanted[0] < 0 or wanted[-1] >= size - 1:
+    if wanted and (wanted[0] < 0 or wanted[-1] >= size - 1):
         wrong = wanted[0] if wanted[0] < 0 else wanted[-1]
         raise MissingError(
             f"run {run.name} has no such segment under that root", expected=f"0 to {size - 2}", got=wrong
         )
+    if size < 2:
+        raise MissingError(f"run {run.name} has no segment under that root", expected="at least 2 leaves", got=size)
     leaves = run.leaves(size)
     root = _signed_tree(run, leaves)
     manifest = Manifest.parse(leaves[0])
@@ -206,19 +219,21 @@ def prove(run: Run, segments: Sequence[int], size: int | None = None) -> Proof:
     samples: set[int] = set()
     for index in wanted:
         samples |= Steps.parse(run.blob(records[index].steps)).samples()
-    stored = _stored_snapshots(run, _needed_states(records, wanted))
-    for snapshot in stored.values():
-        blobs |= set(snapshot.blobs)
+    states = _needed_states(records, range(len(records)) if audit else wanted)
+    if manifest.initial.kind != "seed" and manifest.initial.state not in states:
+        states = [manifest.initial.state, *states]  # nobody can rebuild it, and a verifier looks at its tensors
+    carried = Carried(run, states)
+    sizes = {digest: run.blob_size(digest) for digest in blobs} | carried.blobs()
     bundle = Bundle(
         size=size,
         root=root,
         leaves=leaves,
         opened=opened,
-        snapshots=tuple(stored[digest].encode() for digest in sorted(stored)),
+        snapshots=tuple(carried.records[digest].encode() for digest in sorted(carried.records)),
         samples=_open_samples(run, manifest, sorted(samples)),
-        blobs=tuple((digest, run.blob_size(digest)) for digest in sorted(blobs)),
+        blobs=tuple(sorted(sizes.items())),
     )
-    return Proof(bundle, run)
+    return Proof(bundle, carried)
 
 
 def _signed_tree(run: Run, leaves: tuple[bytes, ...]) -> bytes:
@@ -246,36 +261,30 @@ def _opened(run: Run, index: int, leaves: tuple[bytes, ...], root: bytes) -> Ope
     return OpenedSegment(index, proof)
 
 
-def _needed_states(records: Sequence[SegmentRecord], segments: Sequence[int]) -> set[bytes]:
-    """Return the digests of the snapshots at both ends of each segment, and of those its end is quantised against."""
+def _needed_states(records: Sequence[SegmentRecord], segments: Sequence[int]) -> list[bytes]:
+    """Return the digests of the snapshots at both ends of each segment, and of those its end is quantised against.
+
+    They come in the order of their steps, each once.
+    """
     at = {record.end_step: record.end_state for record in records}
     at[records[0].start_step] = records[0].start_state
-    needed = set()
+    needed: set[int] = set()
     for index in segments:
         record = records[index]
-        needed |= {record.start_state, record.end_state}
+        needed |= {record.start_step, record.end_step}
         if record.base_step is not None:
-            needed.add(at[record.base_step])
-    return needed
-
-
-def _stored_snapshots(run: Run, states: set[bytes]) -> dict[bytes, frames.StoredSnapshot]:
-    """Return the descriptions of these snapshots and of all they are stored against, by state digest."""
-    found: dict[bytes, frames.StoredSnapshot] = {}
-    for digest in states:
-        if digest not in found:
-            found.update({stored.state_digest: stored for stored in run.stored_snapshots(digest)})
-    return found
+            needed.add(record.base_step)
+    return list(dict.fromkeys(at[step] for step in sorted(needed)))
 
 
 def _open_samples(run: Run, manifest: Manifest, indices: list[int]) -> Samples:
     """Return the salts of these samples and one proof that they are in the dataset."""
-    if not manifest.dataset.size:
-        return Samples((), ())  # the run commits to no dataset, so no sample can be shown to be in it
+    if not indices or not manifest.dataset.size:
+        return Samples((), ())  # none asked for, or a run that commits to no dataset for a sample to be shown in
     hashes = run.blob(run.row.sample_hashes)
     if len(hashes) != 32 * manifest.dataset.size:
         raise DamagedError("sample hashes", expected=f"{32 * manifest.dataset.size} bytes", got=f"{len(hashes)} bytes")
-    if indices and indices[-1] >= manifest.dataset.size:
+    if indices[-1] >= manifest.dataset.size:
         raise DamagedError("a step used a sample outside the dataset", expected=manifest.dataset.size, got=indices[-1])
     node = merkle.nodes_of([hashes[start : start + 32] for start in range(0, len(hashes), 32)])
     salts = tuple((index, sample_salt(run.row.salt, index)) for index in indices)

@@ -186,7 +186,7 @@ class Run:
             return list(self._chain.records(digest))
 
     def blob(self, digest: bytes) -> bytes:
-        """Return a blob, hashed again; raises `MissingError` or `DamagedError`."""
+        """Return a blob, hashed again, to any thread; raises `MissingError` or `DamagedError`."""
         with self._store.read() as view:
             return view.get_blob(digest)
 

@@ -10,13 +10,16 @@ import secrets
 import sys
 import warnings
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from polstore.adapters.torch_loader import Position
+from polstore.ancestry import ParentState, find_parent
 from polstore.codec.live.environment import detect, make_deterministic
+from polstore.codec.live.order import follows_seed
 from polstore.codec.live.randomness import seed_all
 from polstore.codec.live.recipe import RecipeFile
 from polstore.codec.live.samples import dataset_hashes
@@ -31,6 +34,7 @@ from polstore.run_writer import RunWriter
 from polstore.storage.keys import check_run_name
 from polstore.storage.store import open_store
 from polstore.wire import canonical, merkle
+from polstore.wire.lineage import names_blob
 from polstore.wire.manifest import MAX_EVERY, Dataset, Initial, Manifest, Optimizer, Recipe
 from polstore.wire.randomness import SEED_SIZE, Stream, stream_seed
 
@@ -79,6 +83,8 @@ def record(
     config: Mapping[str, Any] | None = None,
     seed: bytes | int | None = None,
     initial: str = "distribution",
+    parent: Path | str | None = None,
+    parent_root: bytes | None = None,
     fidelity: str = FIDELITIES[0],
     dataset: Any = None,
     not_before: bytes | None = None,
@@ -101,6 +107,9 @@ def record(
         config: what the verifier's ``build`` is to be called with.
         seed: 32 bytes or a number from which all randomness is derived; fresh if None.
         initial: ``seed`` if the model was built right after `seed_initial` with this seed, else ``distribution``.
+        parent: ``STORE`` or ``STORE:RUN``, a signed run whose last snapshot this one starts from: parameters and
+            buffers of the same name, shape and dtype are put into the model. The rest is as it was built.
+        parent_root: the signed root of the parent to start under; its newest one if None.
         fidelity: ``float16-writeback`` or ``lossless``.
         dataset: what to commit to; the loader's dataset if None.
         not_before: a recent checkpoint note with its witnesses' cosignatures, to show that training began after it.
@@ -126,8 +135,9 @@ def record(
         recipe=reference,
         seed=_seed_of(Path(store), run, seed, resume=resume),
         initial=initial,
-        sampler="free" if loader is None else "seed",
+        sampler=_sampler(loader),
         device=device,
+        parent=None if parent is None else find_parent(parent, parent_root),
         not_before=not_before,
     )
     data = dataset if dataset is not None else loader.dataset if loader is not None else None
@@ -142,6 +152,8 @@ def record_recipe(
     run: str,
     config: Mapping[str, Any] | None = None,
     seed: bytes | int | None = None,
+    parent: Path | str | None = None,
+    parent_root: bytes | None = None,
     fidelity: str = FIDELITIES[0],
     device: str = "cpu",
     not_before: bytes | None = None,
@@ -149,7 +161,7 @@ def record_recipe(
     sync: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Recorder, Training, LoadedRecipe]:
-    """Build what a recipe describes and begin to record it; the initial state then follows from the seed.
+    """Build what a recipe describes and begin to record it; what no parent gives then follows from the seed.
 
     Arguments and errors as for `record`. Returns the recorder, not yet entered, with what to hand to `Recorder.train`.
     """
@@ -166,8 +178,9 @@ def record_recipe(
         recipe=Recipe("file", recipe.digest, _config(config)),
         seed=derived,
         initial="seed",
-        sampler="seed",
+        sampler=_sampler(training.loader),
         device=device,
+        parent=None if parent is None else find_parent(parent, parent_root),
         not_before=not_before,
     )
     recorder = _start(
@@ -197,6 +210,7 @@ class _Declaration:
         initial: str,
         sampler: str,
         device: str,
+        parent: ParentState | None = None,
         not_before: bytes | None,
     ) -> None:
         if fidelity not in FIDELITIES:
@@ -213,10 +227,25 @@ class _Declaration:
         self.initial = initial
         self.sampler = sampler
         self.device = device
+        self.parent = parent
         self.not_before = None if not_before is None else check_checkpoint(not_before)
 
-    def manifest(self, live: LiveState, dataset: Dataset, state: bytes) -> tuple[Manifest, bytes]:
+    def inherit(self, live: LiveState) -> tuple[str, ...]:
+        """Put the parent's tensors into the live model and return their names; raises `TrainingError` if none fits."""
+        if self.parent is None:
+            return ()
+        names = live.inherit(self.parent.snapshot)
+        if not names:
+            raise TrainingError(f"no tensor of {self.parent.origin} fits this model", expected="one or more", got=0)
+        return names
+
+    def manifest(
+        self, live: LiveState, dataset: Dataset, state: bytes, inherited: tuple[str, ...]
+    ) -> tuple[Manifest, bytes]:
         """Return the manifest and the blob of hyperparameters that it refers to."""
+        initial = Initial(self.initial, state)
+        if self.parent is not None:
+            initial = Initial("parent", state, self.parent.reference(inherited))
         hypers = canonical.encode(hyperparameters(live.optimizer))
         kind = type(live.optimizer)
         optimizer = Optimizer(f"{kind.__module__}.{kind.__qualname__}", hashlib.sha256(hypers).digest())
@@ -227,7 +256,7 @@ class _Declaration:
             optimizer=optimizer,
             seed=self.seed,
             sampler=self.sampler,
-            initial=Initial(self.initial, state),
+            initial=initial,
             environment=detect(self.device),
             fidelity=self.fidelity,
             every=self.every,
@@ -247,6 +276,13 @@ class _Declaration:
         ):
             if expected != got:
                 raise UsageError(f"run {self.run} was declared with another {what}", expected=expected, got=got)
+        declared = manifest.initial.parent
+        if self.parent is not None and (
+            declared is None or replace(self.parent.reference(()), inherited=declared.inherited) != declared
+        ):
+            raise UsageError(
+                f"run {self.run} was declared with another parent", expected=declared, got=self.parent.root
+            )
 
 
 def _start(
@@ -278,12 +314,14 @@ def _created(
 ) -> tuple[RunWriter, Position, int]:
     if declaration.recipe.kind == "none":
         warnings.warn("no recipe: this run can be signed and audited, but nobody can replay it", stacklevel=4)
+    inherited = declaration.inherit(live)
     initial = live.capture(0)
     salt = secrets.token_bytes(32)
     committed, hashes = _commit_dataset(dataset, salt, progress)
-    manifest, hypers = declaration.manifest(live, committed, initial.digest())
+    manifest, hypers = declaration.manifest(live, committed, initial.digest(), inherited)
     row = RunRow(salt, hashlib.sha256(hashes).digest(), 0, 0, 0, complete=False)
-    return RunWriter.create(store, manifest, row, initial, [hypers, hashes]), Position(), 0
+    blobs = [hypers, hashes] if declaration.parent is None else [hypers, hashes, names_blob(inherited)]
+    return RunWriter.create(store, manifest, row, initial, blobs), Position(), 0
 
 
 def _resumed(
@@ -297,6 +335,11 @@ def _resumed(
     live.restore(snapshot)
     row = writer.row
     return writer, Position(row.epoch, row.batch, row.number), step
+
+
+def _sampler(loader: Any) -> str:
+    """Return what is declared of the order of samples."""
+    return "seed" if loader is not None and follows_seed(loader.batch_sampler) else "free"
 
 
 def _commit_dataset(dataset: Any, salt: bytes, progress: Callable[[int, int], None]) -> tuple[Dataset, bytes]:

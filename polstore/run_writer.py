@@ -93,7 +93,7 @@ class RunWriter:
             transaction.append_leaf(manifest.run, leaf)
 
         store.write(work)
-        writer._note(committed, base=True)
+        writer._note(stored.state_digest, committed, base=True)
         return writer
 
     @classmethod
@@ -113,7 +113,7 @@ class RunWriter:
         elif segments and (base_step := segments[-1].base_step) is not None:
             key = steps.index(base_step)
         writer._key, writer._key_step = key, steps[key]
-        writer._note(snapshot, base=True)
+        writer._note(snapshot.digest(), snapshot, base=True)
         if not previous and key != len(segments):
             writer._base = run.state(steps[key])
         return writer, snapshot, steps[-1]
@@ -137,11 +137,11 @@ class RunWriter:
 
     def add_segment(
         self, end_step: int, captured: Snapshot, steps: Steps, environment: Environment, row: RunRow
-    ) -> Snapshot:
-        """Write the segment that ends with ``captured`` and return the committed snapshot; raises as `write` does."""
+    ) -> None:
+        """Write the segment that ends with ``captured``; raises as `write` does."""
         plan = self.plan(end_step, captured.names)
         parts = quantise_tensors(captured, plan.base, self.manifest.fidelity)
-        return self.write(plan, parts, captured.scalars, steps, environment, row)
+        self.write(plan, parts, captured.scalars, steps, environment, row)
 
     def write(
         self,
@@ -151,8 +151,8 @@ class RunWriter:
         steps: Steps,
         environment: Environment,
         row: RunRow,
-    ) -> Snapshot:
-        """Write a planned segment and return the committed snapshot that ends it.
+    ) -> None:
+        """Write a planned segment and the committed snapshot that ends it.
 
         Everything that belongs to it goes into the store in one transaction, so a crash leaves all of it or nothing.
         Raises `TrainingError` for what a record cannot hold, a negative sample index for instance.
@@ -160,7 +160,9 @@ class RunWriter:
         if self._parameters is None:
             raise UsageError("this run was neither created nor resumed")
         fidelity, name = self.manifest.fidelity, self.manifest.run
-        stored, blobs, committed = frames.encode_parts(parts, scalars, plan.base)
+        base = plan.base is None or base_is_previous(fidelity)
+        keep = _everything if base else _is_parameter
+        stored, blobs, committed = frames.encode_parts(parts, scalars, plan.base, keep)
         steps_blob = _encoded(steps)
         record = SegmentRecord(
             index=plan.index,
@@ -183,13 +185,12 @@ class RunWriter:
 
         self._store.write(work)
         self.row = row
-        self._note(committed, base=plan.base is None or base_is_previous(fidelity))
-        return committed
+        self._note(stored.state_digest, committed, base=base)
 
-    def _note(self, committed: Snapshot, *, base: bool) -> None:
+    def _note(self, digest: bytes, committed: Snapshot, *, base: bool) -> None:
         """Remember the snapshot written last, as far as the next one needs it."""
-        self._state = committed.digest()
-        self._parameters = Snapshot(tuple(t for t in committed.tensors if t.name.startswith("parameter/")), b"")
+        self._state = digest
+        self._parameters = Snapshot(tuple(t for t in committed.tensors if _is_parameter(t.name)), b"")
         if base:
             self._base = committed
 
@@ -198,6 +199,14 @@ class RunWriter:
         self.row = replace(self.row, complete=True)
         row = self.row.encode()
         self._store.write(lambda transaction: transaction.put_run(self.manifest.run, row))
+
+
+def _everything(_name: str) -> bool:
+    return True
+
+
+def _is_parameter(name: str) -> bool:
+    return name.startswith("parameter/")
 
 
 def _encoded(record: Manifest | SegmentRecord | Steps) -> bytes:
@@ -215,7 +224,7 @@ def _put_snapshot(
 ) -> None:
     """Store a snapshot unless the store has it already, from this run or another, and enter it at ``step``."""
     if not transaction.has_snapshot(stored.state_digest):
-        for blob in blobs.values():
-            transaction.put_blob(blob)
+        for digest, blob in blobs.items():
+            transaction.put_blob(blob, digest)
         transaction.put_stored_snapshot(stored.state_digest, stored.encode())
     transaction.put_snapshot(run, step, stored.state_digest)

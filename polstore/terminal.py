@@ -22,7 +22,7 @@ from polstore.errors import CallerError, PolstoreError, TrainingError, UsageErro
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["INTERRUPTED", "emit", "emit_json", "note", "progress", "recipe_at_work", "run", "text"]
+__all__ = ["INTERRUPTED", "emit", "emit_json", "note", "plain", "progress", "recipe_at_work", "run", "text"]
 
 INTERRUPTED = 130  # exit code after Ctrl-C, as shells have it: 128 and the number of the signal
 QUIET_SECONDS = 10.0  # between two lines of progress where no terminal shows a bar
@@ -70,7 +70,7 @@ def emit(line: str) -> None:
 
 def emit_json(value: Any) -> None:
     """Write a JSON document to stdout; numbers that JSON does not know (NaN, infinities) become text."""
-    emit(json.dumps(_plain(value), indent=2))
+    emit(json.dumps(plain(value), indent=2))
 
 
 def note(line: str) -> None:
@@ -150,11 +150,12 @@ class _Lines:
         note(f"{what}: {done} of {total}, about {left:.0f} s left")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return a value as JSON can hold it: bytes in hex, and numbers that it does not know as text."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, bytes):
         return value.hex()
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):

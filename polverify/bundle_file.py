@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from polstore.errors import CallerError, MalformedError, MissingError
@@ -36,6 +37,7 @@ class BundleFile:
             raise MissingError(f"no bundle {path}") from error
         except OSError as error:
             raise CallerError(f"bundle {path} cannot be read: {error}") from error
+        self._lock = Lock()
         try:
             self._read()
         except BaseException:
@@ -78,13 +80,14 @@ class BundleFile:
             progress(done, len(self.bundle.blobs))
 
     def blob(self, digest: bytes) -> bytes:
-        """Return the blob with this SHA-256; raises `MalformedError` if it is absent or damaged."""
+        """Return the blob with this SHA-256, to any thread; raises `MalformedError` if it is absent or damaged."""
         if digest not in self._places:
             raise MalformedError("bundle lacks a blob", expected=digest, got=None)
         start, size = self._places[digest]
         try:
-            self._file.seek(start)
-            data = self._file.read(size)
+            with self._lock:  # the codec fetches frames from several threads
+                self._file.seek(start)
+                data = self._file.read(size)
         except OSError as error:
             raise CallerError(f"the bundle can no longer be read: {error}") from error
         got = hashlib.sha256(data).digest()

@@ -23,7 +23,8 @@ from polverify.calibration import Calibration, DRef, machine_of, record_key
 from polverify.capability import NARROWEST
 from polverify.distance import METRICS, reproduction_error
 from polverify.noise import Floor, Replayed, measure
-from polverify.verify import Request, prepared, silent
+from polverify.request import Request, silent
+from polverify.verify import prepared
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -1,14 +1,15 @@
-"""The command `polverify`: challenge, check, calibrate, log, show.
+"""The command `polverify`: challenge, plan, check, calibrate, report, chain, log, show.
 
 Exit codes: 0 ACCEPT or fine, 1 REJECT, 2 wrong usage, 3 INCONCLUSIVE, 4 the caller's side at fault, 130 interrupted.
 """
 
 from __future__ import annotations
 
-import secrets
+import json
 import time
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,30 +21,38 @@ from polstore.codec.live.recipe import RecipeFile
 from polstore.errors import CallerError, ProofError, UsageError
 from polstore.files import read_file, write_atomic
 from polstore.wire.challenge import MAX_BYTES as MAX_CHALLENGE
-from polstore.wire.challenge import NONCE_SIZE, Challenge
-from polstore.wire.checkpoint import open_root
+from polstore.wire.challenge import Challenge
 from polstore.wire.ledger import MAX_CONSISTENCY_BYTES
+from polstore.wire.lineage import MAX_LINEAGE
 from polstore.wire.note import MAX_NOTE
 from polstore.wire.tlog_proof import MAX_FILE
+from polverify.asking import challenge, plan
 from polverify.calibrate import SETTINGS, calibrate
+from polverify.chain import OwnVerdict, check_chain
 from polverify.distance import Criterion
 from polverify.fetch import DEFAULT_MAX_BYTES, is_archive
 from polverify.log import check_log
+from polverify.options import AsJson, SignedRoot
+from polverify.policy import VerifierPolicy
 from polverify.remote import verify_archive
 from polverify.show import claims
 from polverify.trust import (
     KeyName,
     Keys,
+    ParentKeyName,
+    ParentKeys,
     PolicyFile,
     Timestamps,
     TsaCertificates,
     TsaRoots,
+    load_keys,
     own_calibration,
     reference_distances,
     time_sources,
     trusted_keys,
+    verifier_policy,
 )
-from polverify.verdict import Outcome, Verdict
+from polverify.verdict import MAX_VERDICT, Outcome, Verdict
 from polverify.verify import Request, verify
 
 if TYPE_CHECKING:
@@ -60,9 +69,15 @@ app = typer.Typer(
     add_completion=False,
 )
 
-SignedRoot = Annotated[Path, typer.Argument(metavar="SIGNED_ROOT", help="Signed root, as polstore commit wrote it.")]
 Device = Annotated[str, typer.Option(metavar="D", help="Where to replay: cpu, cuda, cuda:1.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON to stdout.")]
+
+
+class Audit(Enum):
+    """Which norms are computed again."""
+
+    OPENED = "opened"
+    FULL = "full"
+
 
 MARKS = {
     Outcome.PASSED: ("ok", "green"),
@@ -72,43 +87,8 @@ MARKS = {
 }
 
 
-@app.command()
-def challenge(
-    signed_root: SignedRoot,
-    segments: Annotated[int, typer.Option(metavar="N", help="Segments to open, in all.")],
-    out: Annotated[Path, typer.Option(metavar="CHALLENGE", help="Challenge file to write.")],
-    key: Keys = None,
-    name: KeyName = None,
-    policy: PolicyFile = None,
-    random: Annotated[
-        int | None,
-        typer.Option(metavar="R", help="How many of them the nonce draws; all but the first and the last if left out."),
-    ] = None,
-    nonce: Annotated[
-        str | None,
-        typer.Option(metavar="HEX", help="64 hex digits that the prover could not know; fresh if left out."),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Draw the segments that the prover has to open.
-
-    Do it after the root was signed, never before.
-    """
-    keys, trusted = trusted_keys(key, name, policy)
-    logs = () if trusted is None else [log.key for log in trusted.logs]
-    opened = open_root(read_file(signed_root, MAX_NOTE), keys, any_of=logs)
-    drawn = Challenge.draw(
-        opened.checkpoint.origin,
-        opened.checkpoint.size,
-        opened.checkpoint.root,
-        segments=segments,
-        random=random,
-        nonce=_nonce(nonce),
-    )
-    write_atomic(out, drawn.encode())
-    if as_json:
-        terminal.emit_json(claims(out))
-    terminal.note(f"challenged {len(drawn.segments)} of {opened.checkpoint.size - 1} segments in {out}")
+app.command()(challenge)
+app.command()(plan)
 
 
 @app.command()
@@ -139,6 +119,21 @@ def check(
     max_bytes: Annotated[
         int, typer.Option(metavar="N", min=1, help="Bytes to fetch from a static archive at most.")
     ] = DEFAULT_MAX_BYTES,
+    audit: Annotated[
+        Audit, typer.Option(help="full: compute every norm again; the bundle is from polstore prove --audit.")
+    ] = Audit.OPENED,
+    lineage: Annotated[
+        Path | None, typer.Option(metavar="LINEAGE", help="Evidence for the run's parent, from polstore lineage.")
+    ] = None,
+    parent_key: ParentKeys = None,
+    parent_name: ParentKeyName = None,
+    parent_root: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Your own copy of the parent's signed root.")
+    ] = None,
+    parent_proof: Annotated[
+        Path | None,
+        typer.Option(metavar="PROOF", help="Proof that the ledger has that root, as polstore log prove wrote it."),
+    ] = None,
     device: Device = "cpu",
     tolerant: Annotated[
         bool,
@@ -169,6 +164,9 @@ def check(
     timestamp: Timestamps = None,
     tsa_root: TsaRoots = None,
     tsa_cert: TsaCertificates = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the verdict as a page for people, too: one HTML file.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check a bundle against a signed root, and say so.
@@ -176,11 +174,17 @@ def check(
     Signatures, inclusion, continuity, data, and a replay of each opened segment. Exit code: 0 ACCEPT, 1 REJECT,
     3 INCONCLUSIVE; 2 and 4 mean that there is no verdict.
     """
+    if lineage is None and (parent_key or parent_name or parent_root or parent_proof):
+        raise UsageError("--parent-…", expected="--lineage with it", got="no --lineage")
+    if parent_name is not None and not parent_key:
+        raise UsageError("--parent-name", expected="--parent-key with it", got="no --parent-key")
     keys, trusted = trusted_keys(key, name, policy)
     sources = time_sources(trusted, timestamp, tsa_root, tsa_cert)
     remote = is_archive(bundle)
     if segment and not remote:
         raise UsageError("--segment", expected="a static archive as --bundle", got=bundle)
+    if audit is Audit.FULL and remote:
+        raise UsageError("--audit full", expected="a bundle from polstore prove --audit", got="a static archive")
     noise = None if calibration is None else own_calibration(calibration)
     with terminal.progress() as progress, terminal.recipe_at_work():
         request = Request(
@@ -190,6 +194,7 @@ def check(
             recipe=RecipeFile.read(recipe),
             challenge=None if challenge is None else _own_challenge(challenge),
             ledger=None if ledger is None else read_file(ledger, MAX_FILE),
+            audit=audit is Audit.FULL,
             device=device,
             time=sources,
             tolerant=tolerant,
@@ -197,6 +202,12 @@ def check(
             d_ref=reference_distances(dref, metric, noise),
             criterion=None if delta is None else Criterion(delta, metric),
             evaluate=evaluate,
+            policy=verifier_policy(policy) or VerifierPolicy(),
+            now=int(time.time()),
+            lineage=None if lineage is None else read_file(lineage, MAX_LINEAGE),
+            parent_keys=load_keys(parent_key, parent_name),
+            parent_root=None if parent_root is None else read_file(parent_root, MAX_NOTE),
+            parent_proof=None if parent_proof is None else read_file(parent_proof, MAX_FILE),
             progress=progress,
         )
         verdict = verify_archive(request, segment, max_bytes) if remote else verify(request)
@@ -204,6 +215,10 @@ def check(
         fetched, whole = verdict.claim["bytes_fetched"], verdict.claim["bytes_in_archive"]
         known = "says nothing of its size" if whole is None else f"says that the run takes {whole} bytes"
         terminal.note(f"fetched {fetched} bytes; the archive {known}")
+    if html is not None:
+        write_atomic(
+            html, _page(verdict.as_json())
+        )  # before the verdict is printed: exit code 4 means that there is none
     if as_json:
         terminal.emit_json(verdict.as_json())
     else:
@@ -245,6 +260,8 @@ def calibrate_noise(
             recipe=RecipeFile.read(recipe),
             device=device,
             time=time_sources(trusted, None, None, None),
+            policy=verifier_policy(policy) or VerifierPolicy(),
+            now=int(time.time()),
             progress=progress,
         )
         found = calibrate(request, None if settings is None else settings.split(","), dref)
@@ -252,6 +269,20 @@ def calibrate_noise(
     if as_json:
         terminal.emit(found.encode().decode().rstrip())
     terminal.note(f"measured the noise of {len(found.segments)} segments in {out}")
+
+
+@app.command()
+def report(
+    verdict: Annotated[Path, typer.Argument(metavar="VERDICT", help="Verdict, as polverify check --json printed it.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="HTML file to write.")],
+) -> None:
+    """Write a saved verdict as a page for people.
+
+    One HTML file that needs nothing else. Nothing is checked again: the page is worth what the verdict file is.
+    """
+    from polverify.report import parse_verdict
+
+    write_atomic(out, _page(parse_verdict(read_file(verdict, MAX_VERDICT))))
 
 
 @app.command()
@@ -294,8 +325,48 @@ def log(
 
 
 @app.command()
+def chain(
+    lineages: Annotated[list[Path], typer.Argument(metavar="LINEAGE...", help="Evidence for each link, in any order.")],
+    verdict: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="VERDICT", help="Your own verdict on a run, from check --json; repeatable."),
+    ] = None,
+    confidence: Annotated[float, typer.Option(metavar="P", help="Probability that the whole chain is to keep.")] = 0.99,
+    key: Keys = None,
+    name: KeyName = None,
+    policy: PolicyFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Join runs to their parents, and say what the chain is worth.
+
+    A run's parents are followed to the root of its lineage. Links are verified here, each signed root with the keys
+    that have its signer's name; verdicts are believed, so give none but your own. Exit code: 0 ACCEPT, 1 REJECT,
+    3 INCONCLUSIVE; 2 and 4 mean that there is no verdict.
+    """
+    keys, trusted = trusted_keys(key, name, policy)
+    found = check_chain(
+        [read_file(path, MAX_LINEAGE) for path in lineages],
+        keys,
+        [_own_verdict(path) for path in verdict or []],
+        any_of=() if trusted is None else [log.key for log in trusted.logs],
+        confidence=confidence,
+    )
+    if as_json:
+        terminal.emit_json(found.as_json())
+    else:
+        terminal.emit(f"{found.decision.name}: {terminal.text(found.reason)}")
+        for line in found.lines():
+            terminal.emit(terminal.text(line))
+        for warning in found.warnings:
+            terminal.emit(f"note: {terminal.text(warning)}")
+    raise typer.Exit(found.decision.value)
+
+
+@app.command()
 def show(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Signed root, bundle or challenge.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Signed root, bundle, challenge, lineage or inclusion proof.")
+    ],
     as_json: AsJson = False,
 ) -> None:
     """Show what a file claims; nothing is verified or executed."""
@@ -320,16 +391,19 @@ def _own_challenge(path: Path) -> Challenge:
         raise CallerError(f"challenge {path}: {error}") from error
 
 
-def _nonce(text: str | None) -> bytes:
-    if text is None:
-        return secrets.token_bytes(NONCE_SIZE)
+def _page(verdict: Mapping[str, Any]) -> bytes:
+    from polverify.report import render  # loads jinja2, which nothing else needs
+
+    return render(verdict).encode()
+
+
+def _own_verdict(path: Path) -> OwnVerdict:
+    """Read a verdict of the caller's own; raises `CallerError`."""
     try:
-        nonce = bytes.fromhex(text)
-    except ValueError as error:
-        raise UsageError("--nonce", expected="64 hex digits", got=text) from error
-    if len(nonce) != NONCE_SIZE:
-        raise UsageError("--nonce", expected="64 hex digits", got=text)
-    return nonce
+        value = json.loads(read_file(path, MAX_VERDICT))
+    except (ValueError, RecursionError) as error:
+        raise CallerError(f"{path} is no verdict of polverify check --json: {error}") from error
+    return OwnVerdict.from_json(value, str(path))
 
 
 def _print(verdict: Verdict) -> None:
@@ -343,6 +417,8 @@ def _print(verdict: Verdict) -> None:
             terminal.emit(line)
         for warning in verdict.warnings:
             terminal.emit(f"note: {terminal.text(warning)}")
+        for line in verdict.power.lines() if verdict.power is not None else ():
+            terminal.emit(f"power: {line}")
         return
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(justify="right")
@@ -359,6 +435,8 @@ def _print(verdict: Verdict) -> None:
         console.print(Text(line))
     for warning in verdict.warnings:
         console.print(Text(f"note: {terminal.text(warning)}", "dim"))
+    for line in verdict.power.lines() if verdict.power is not None else ():
+        console.print(Text(f"power: {line}"))
 
 
 def _figures(verdict: Verdict) -> list[str]:

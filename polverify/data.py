@@ -80,6 +80,10 @@ def check_samples(
         wrong = min(opened ^ used)
         expected, got = ("opened", "missing") if wrong in used else ("not opened", "opened without use")
         raise DataError(f"sample {wrong}", expected=expected, got=got)
+    if not used:
+        if samples.proof:
+            raise DataError("proof of samples where none is used", expected=0, got=len(samples.proof))
+        return
     leaves = []
     for done, (index, salt) in enumerate(samples.salts, 1):
         leaves.append((index, own_hash(index, salt)))

@@ -117,9 +117,12 @@ class _Opening:
             ProofError: the root is not signed, the challenge not for it, or what the archive holds contradicts a hash.
             CallerError: a file cannot be had, or there is no room for the bundle.
         """
-        head = open_root(self._request.signed_root, self._request.keys).checkpoint
+        policy = self._request.time.policy
+        logs = () if policy is None else [log.key for log in policy.logs]
+        root = open_root(self._request.signed_root, self._request.keys, any_of=logs)
+        head = root.checkpoint
         wanted = self._wanted(head)
-        self._folder = run_folder(head.origin.removeprefix(self._request.keys[0].name + "/"))
+        self._folder = run_folder(head.origin.removeprefix(root.keys[0].name + "/"))
         self.bytes_in_archive = self._claimed_size()
         leaves = self._leaves(head)
         manifest = Manifest.parse(leaves[0])
@@ -129,7 +132,10 @@ class _Opening:
         own |= {record.steps: MAX_STEPS_BLOB for record in opened}
         blobs = dict(zip(own, self._blobs(own, "fetching step records"), strict=True))
         samples = self._samples(manifest, {record.index: blobs[record.steps] for record in opened})
-        stored = self._snapshots(_needed_states(records, opened))
+        states = _needed_states(records, opened)
+        if manifest.initial.kind != "seed":
+            states.add(manifest.initial.state)  # nobody can rebuild it; check 5 looks at its tensors
+        stored = self._snapshots(states)
         frames = {f.digest: f.size for each, _ in stored.values() for group in each.groups for f in group.frames}
         node = merkle.nodes_of([merkle.leaf_hash(leaf) for leaf in leaves])
         sizes = frames | {digest: len(data) for digest, data in blobs.items()}

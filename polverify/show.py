@@ -1,4 +1,4 @@
-"""What a file claims, without believing any of it: signed roots, bundles and challenges.
+"""What a file claims, without believing any of it: signed roots, bundles, challenges, lineages and inclusion proofs.
 
 Parses and prints; verifies nothing, executes nothing, and loads no torch.
 """
@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from polstore.errors import ProofError
 from polstore.files import file_error, read_file
+from polstore.wire import canonical
 from polstore.wire.bundle import MAGIC
 from polstore.wire.challenge import MAX_BYTES as MAX_CHALLENGE
 from polstore.wire.challenge import Challenge
 from polstore.wire.checkpoint import parse_text
+from polstore.wire.lineage import MAX_LINEAGE, Lineage
 from polstore.wire.manifest import Manifest
 from polstore.wire.note import parse as parse_note
 from polstore.wire.segment import SegmentRecord
+from polstore.wire.tlog_proof import HEADER, MAX_FILE, TlogProof
 from polverify.bundle_file import BundleFile
 
 if TYPE_CHECKING:
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["claims"]
 
+LINEAGE = b"\x9b" + canonical.encode(Lineage.TAG)  # how such a file begins: an array of 11, and its tag
+
 
 def claims(path: Path) -> dict[str, Any]:
     """Return what the file at ``path`` claims, as plain data.
@@ -32,16 +37,22 @@ def claims(path: Path) -> dict[str, Any]:
     Raises:
         MissingError: no such file.
         CallerError: it cannot be read.
-        MalformedError: it is neither a signed root nor a bundle nor a challenge.
+        MalformedError: it is none of these files.
     """
     if _starts_with(path, MAGIC):
         return _bundle(path)
+    if _starts_with(path, LINEAGE):
+        return _lineage(read_file(path, MAX_LINEAGE))
+    if _starts_with(path, HEADER.encode()):
+        return _inclusion_proof(read_file(path, MAX_FILE))
     data = read_file(path, MAX_CHALLENGE)
-    reader: Callable[[bytes], dict[str, Any]] = _signed_root if b"\n" in data[:1024] else _challenge
+    is_array = b"\x90" <= data[:1] <= b"\x9f"  # as no text begins: in UTF-8 such a byte only continues
+    reader: Callable[[bytes], dict[str, Any]] = _challenge if is_array else _signed_root
     try:
         return reader(data)
     except ProofError as error:
-        raise type(error)(f"{path} is neither a signed root nor a bundle nor a challenge: {error}") from error
+        known = "neither a signed root nor a bundle nor a challenge, lineage or inclusion proof"
+        raise type(error)(f"{path} is {known}: {error}") from error
 
 
 def _starts_with(path: Path, prefix: bytes) -> bool:
@@ -74,8 +85,42 @@ def _challenge(data: bytes) -> dict[str, Any]:
         "leaves": challenge.size,
         "root": challenge.root,
         "nonce": challenge.nonce,
+        "nonce_from": challenge.source,
+        "rules": asdict(challenge.rules),
+        "named": challenge.named,
+        "picked": challenge.picked,
         "random": challenge.random,
         "segments": challenge.segments,
+    }
+
+
+def _lineage(data: bytes) -> dict[str, Any]:
+    lineage = Lineage.parse(data)
+    parent = parse_text(parse_note(lineage.parent_root).text)
+    child = parse_text(parse_note(lineage.child_root).text)
+    return {
+        "kind": "lineage",
+        "verified": False,
+        "origin": child.origin,
+        "leaves": child.size,
+        "root": child.root,
+        "parent": {"origin": parent.origin, "leaves": parent.size, "root": parent.root.hex()},
+        "tensors": len(lineage.entries),
+        "inherited": len(lineage.inherited),
+    }
+
+
+def _inclusion_proof(data: bytes) -> dict[str, Any]:
+    proof = TlogProof.parse(data)
+    head = parse_text(parse_note(proof.signed_root).text)
+    return {
+        "kind": "inclusion proof",
+        "verified": False,
+        "origin": head.origin,
+        "leaves": head.size,
+        "root": head.root,
+        "leaf": proof.index,
+        "hashes": len(proof.proof),
     }
 
 

@@ -50,6 +50,7 @@ class States:
             self._stored[last] = snapshot
 
     def __contains__(self, digest: bytes) -> bool:
+        """Say whether the bundle carries the snapshot with this state digest."""
         return digest in self._stored
 
     def limit(self, max_bytes: int) -> None:

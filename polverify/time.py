@@ -48,7 +48,7 @@ class Sources:
     tsa_certificates: Sequence[Certificate] = ()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Findings:
     """The evidence that was found, each piece checked.
 
@@ -57,12 +57,17 @@ class Findings:
         details: the same, one line each.
         warnings: what limits its worth.
         faults: what makes the proof false all the same, see `require`.
+        existed_by: by whose word, `WITNESSED` by a quorum or `TIMESTAMPED`, the root existed when, in seconds since
+            1970. The signer's own word is not among them.
+        began_after: seconds since 1970 after which a quorum says that the run began, or None.
     """
 
     pieces: list[dict[str, Any]] = field(default_factory=list)
     details: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     faults: list[SignatureError | TimestampError] = field(default_factory=list)
+    existed_by: list[tuple[str, int]] = field(default_factory=list)
+    began_after: int | None = None
 
     def require(self) -> None:
         """Raise the first fault: `SignatureError` for a quorum not met, `TimestampError` for times that contradict."""
@@ -88,15 +93,18 @@ def gather(
         TimestampError: a token that does not hold.
     """
     found = Findings()
-    existed_by: list[tuple[str, int]] = []  # (who says so, seconds since 1970)
+    stated: list[tuple[str, int]] = []  # (who says that it existed by then, seconds since 1970)
     if opened.timestamp is not None:
         name = next(key.name for key in opened.keys)
         _add(found, SELF_ASSERTED, name, opened.timestamp, f"{_date(opened.timestamp)}, self-asserted")
-        existed_by.append(("the signer", opened.timestamp))
+        stated.append(("the signer", opened.timestamp))
     if sources.policy is not None:
-        existed_by += _witnesses(found, sources.policy, [opened.note, *heads])
+        seen = _witnesses(found, sources.policy, [opened.note, *heads])
+        found.existed_by += [(WITNESSED, time) for _, time in seen]
+        stated += seen
     for token in sources.tokens:
-        existed_by.append(_token(found, token, opened.note.text, sources))
+        stated.append(_token(found, token, opened.note.text, sources))
+        found.existed_by.append((TIMESTAMPED, stated[-1][1]))
     if not any(piece["kind"] in (WITNESSED, TIMESTAMPED) for piece in found.pieces):
         found.warnings.append(
             "the time is the signer's own claim; no independent witness vouches for it"
@@ -104,8 +112,8 @@ def gather(
             else "the signed root states no time that a given key vouches for"
         )
     if not_before is not None:
-        after = _lower_bound(found, not_before, sources.policy)
-        for who, time in existed_by:
+        found.began_after = after = _lower_bound(found, not_before, sources.policy)
+        for who, time in stated:
             if after is not None and time + MAX_SKEW < after:
                 found.faults.append(
                     TimestampError(

@@ -40,6 +40,7 @@ MARGIN = 64.0  # floors beyond which noise explains nothing: 8 times the toleran
 GROSS = 0.5  # of a tensor's update that must be wrong besides: gates that flip are not noise that grows, see JUMP
 QUANTUM = 2.0**-10  # a step of float16 relative to the largest difference that was rounded: where one value flips
 NAMED = 32  # tensors that a verdict lists by name; it counts them all
+SHOWN = 20  # tensors nearest to their tolerance, of which a verdict gives error and tolerance
 
 
 @dataclass(frozen=True)
@@ -254,7 +255,19 @@ def _measured(tensors: Sequence[_Compared], floor: Floor) -> dict[str, Any]:
         "worst_floors": None if worst is None else _over(worst),
         "worst_share": max((t.error / t.update for t in tensors if t.told and t.update), default=0.0),
         "largest_tolerance": _largest_tolerance(tensors),
+        "tensors": [
+            {"name": tensor.name, "epsilon": tensor.error, "bound": tensor.tolerance}
+            for tensor in sorted(tensors, key=_part, reverse=True)[:SHOWN]
+        ],
     }
+
+
+def _part(tensor: _Compared) -> float:
+    """Return an error over its tolerance; what cannot be divided comes first."""
+    if tensor.error == 0:
+        return 0.0
+    part = tensor.error / tensor.tolerance if tensor.tolerance else math.inf
+    return math.inf if math.isnan(part) else part
 
 
 def _over(tensor: _Compared) -> float:

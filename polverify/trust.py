@@ -1,6 +1,8 @@
 """What a verifier trusts, as the command line says it: keys, a policy file, time authorities, measured noise.
 
-Everything here is the verifier's own, so a broken file is a fault of the caller's side and never of the proof.
+`--policy` takes either kind of policy: a file whose name ends in ``.toml`` is the verifier's policy (specs/policy.md),
+which may name a tlog-policy of its own; any other is a C2SP tlog-policy (specs/time.md). Everything here is the
+verifier's own, so a broken file is a fault of the caller's side and never of the proof.
 """
 
 from __future__ import annotations
@@ -17,24 +19,30 @@ from polstore.wire.policy import MAX_POLICY, Policy
 from polverify.calibration import MAX_BYTES as MAX_CALIBRATION
 from polverify.calibration import Calibration
 from polverify.distance import METRICS, check_d_ref
+from polverify.policy_file import SUFFIX, load_policy
 from polverify.time import Sources
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from polstore.wire.keys import VerifierKey
+    from polverify.policy import VerifierPolicy
 
 __all__ = [
     "KeyName",
     "Keys",
+    "ParentKeyName",
+    "ParentKeys",
     "PolicyFile",
     "Timestamps",
     "TsaCertificates",
     "TsaRoots",
+    "load_keys",
     "own_calibration",
     "reference_distances",
     "time_sources",
     "trusted_keys",
+    "verifier_policy",
 ]
 
 MAX_PEM = 2**20  # bytes of a certificate file
@@ -50,12 +58,25 @@ Keys = Annotated[
 KeyName = Annotated[
     str | None, typer.Option("--name", metavar="NAME", help="Name of the signer, where a key file does not state one.")
 ]
+ParentKeys = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--parent-key",
+        metavar="KEY.pub",
+        help="Keys of the parent's signer, as --key; --key and --policy if left out. Repeatable.",
+    ),
+]
+ParentKeyName = Annotated[
+    str | None,
+    typer.Option("--parent-name", metavar="NAME", help="Name of that signer, where a key file does not state one."),
+]
 PolicyFile = Annotated[
     Path | None,
     typer.Option(
         "--policy",
         metavar="FILE",
-        help="C2SP tlog-policy: log keys of which one has to have signed, witnesses, and their quorum.",
+        help="FILE.toml: your policy, what you allow and require. Any other name: a C2SP tlog-policy, log keys of "
+        "which one has to have signed, witnesses, and their quorum.",
     ),
 ]
 Timestamps = Annotated[
@@ -77,18 +98,39 @@ TsaCertificates = Annotated[
 def trusted_keys(
     paths: Sequence[Path] | None, name: str | None, policy_file: Path | None
 ) -> tuple[tuple[VerifierKey, ...], Policy | None]:
-    """Return the keys that all have to have signed, and the policy.
+    """Return the keys that all have to have signed, and the tlog-policy.
 
     Raises:
         UsageError: neither a key nor a policy with a log.
         MissingError, KeyFileError: as `polstore.keyfile.load_verifier_keys`.
         CallerError: not a policy.
     """
-    keys = dict.fromkeys(key for path in paths or () for key in keyfile.load_verifier_keys(path, name=name))
+    own = verifier_policy(policy_file)
+    if own is not None:
+        name, policy_file = own.key_name if name is None else name, own.tlog_policy
+    listed = () if own is None else own.keys
+    files = [*(paths or ()), *(given for given in listed if isinstance(given, Path))]
+    lines = (given for given in listed if not isinstance(given, Path))
+    keys = tuple(dict.fromkeys((*load_keys(files, name), *lines)))
     policy = None if policy_file is None else _own(policy_file, MAX_POLICY, Policy.parse)
     if not keys and (policy is None or not policy.logs):
         raise UsageError("whose signature?", expected="--key, or --policy with a log line", got="neither")
-    return tuple(keys), policy
+    return keys, policy
+
+
+def load_keys(paths: Sequence[Path] | None, name: str | None) -> tuple[VerifierKey, ...]:
+    """Return the keys of all these files, each once; raises as `polstore.keyfile.load_verifier_keys`."""
+    return tuple(dict.fromkeys(key for path in paths or () for key in keyfile.load_verifier_keys(path, name=name)))
+
+
+def verifier_policy(policy_file: Path | None) -> VerifierPolicy | None:
+    """Return the verifier's policy; None where there is no such file, or it is a C2SP tlog-policy.
+
+    Raises:
+        MissingError: no such file, or a recipe that it names is not there.
+        CallerError: not a policy.
+    """
+    return load_policy(policy_file) if policy_file is not None and policy_file.suffix == SUFFIX else None
 
 
 def time_sources(

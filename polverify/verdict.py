@@ -8,11 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
-__all__ = ["Check", "Decision", "Outcome", "SegmentResult", "Verdict"]
+if TYPE_CHECKING:
+    from polverify.coverage import Coverage
+    from polverify.power import Power
 
-SCHEMA = "polverify/verdict/v1"
+__all__ = ["MAX_VERDICT", "Check", "Decision", "Outcome", "SegmentResult", "Verdict"]
+
+SCHEMA = "polverify/verdict/v2"
+MAX_VERDICT = 64 * 2**20  # bytes of a saved one; rows of a table and one entry for each opened segment
 
 
 class Decision(Enum):
@@ -85,6 +90,10 @@ class Verdict:
         claim: what the proof claims, as far as it could be read: origin, size, root and so on.
         segments: the replays.
         warnings: what limits the verdict's worth.
+        power: what would have been caught; None for REJECT.
+        coverage: the whole run, segment by segment, with what was opened; empty if it was not reached.
+        losses: (step, loss) in the opened segments.
+        policy: the policy that it was judged by, as plain data; None without one.
     """
 
     decision: Decision
@@ -93,6 +102,10 @@ class Verdict:
     claim: dict[str, Any] = field(default_factory=dict)
     segments: tuple[SegmentResult, ...] = ()
     warnings: tuple[str, ...] = ()
+    power: Power | None = None
+    coverage: tuple[Coverage, ...] = ()
+    losses: tuple[tuple[int, float], ...] = ()
+    policy: dict[str, Any] | None = None
 
     def __bool__(self) -> NoReturn:
         raise TypeError("a verdict has no truth value; compare its decision")
@@ -125,4 +138,8 @@ class Verdict:
                 for segment in self.segments
             ],
             "warnings": list(self.warnings),
+            "power": None if self.power is None else self.power.as_json(),
+            "coverage": [row.as_json() for row in self.coverage],
+            "losses": [list(pair) for pair in self.losses],
+            "policy": self.policy,
         }

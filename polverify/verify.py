@@ -7,13 +7,11 @@ loosens a check. Torch is loaded at check 5, once everything that can be known w
 
 from __future__ import annotations
 
-import math
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from polstore.codec.norms import distances
-from polstore.codec.quantise import FIDELITIES, replays_exactly
+from polstore.codec.quantise import FIDELITIES
 from polstore.errors import (
     ChallengeError,
     MalformedError,
@@ -24,80 +22,48 @@ from polstore.errors import (
     SignatureError,
 )
 from polstore.wire import canonical, merkle
+from polstore.wire.challenge import FRESH, ROOT, WITNESS
 from polstore.wire.checkpoint import open_root, run_origin
+from polstore.wire.lineage import Lineage
 from polstore.wire.manifest import Manifest
 from polstore.wire.steps import MAX_HYPERPARAMETERS, parse_groups
+from polverify.audit import audit
 from polverify.bundle_file import BundleFile
 from polverify.capability import narrow
+from polverify.challenge import require_chosen
 from polverify.continuity import check_continuity, state_at
+from polverify.coverage import coverage, losses
 from polverify.data import check_samples, check_steps
+from polverify.lineage import check_link
 from polverify.log import Entered, check_entry
-from polverify.noise import Segment
+from polverify.opened import ended, evaluated, put_together
+from polverify.power import Power
+from polverify.request import Request, silent
 from polverify.states import States
-from polverify.time import Sources, gather
+from polverify.time import gather
 from polverify.verdict import Check, Decision, Outcome, SegmentResult, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Sequence
 
-    from polstore.codec.live.recipe import RecipeFile
-    from polstore.wire.challenge import Challenge
     from polstore.wire.checkpoint import Checkpoint, OpenedRoot
     from polstore.wire.keys import VerifierKey
     from polstore.wire.segment import SegmentRecord
     from polstore.wire.steps import Steps
-    from polverify.calibration import Calibration
-    from polverify.distance import Criterion
+    from polverify.lineage import Link
+    from polverify.noise import Segment
     from polverify.replay.session import Session
 
 __all__ = ["Request", "Verification", "prepared", "silent", "verify"]
 
 STATE_FACTOR = 16  # largest decoded state over the recipe's initial one, which lacks only what the optimizer adds
 STATE_SLACK = 64 * 2**20  # bytes on top of that, for small models
-NORM_TOLERANCE = 1e-9  # relative: float64 sums of the same numbers in another order
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """Show no progress."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the verifier holds and wants to know.
-
-    Attributes:
-        signed_root: bytes of the signed root.
-        keys: the keys that all must have signed it; may be empty where the policy of ``time`` lists logs, of which one
-            must have.
-        bundle: path of the bundle, or a function that makes one and returns its path, called in check 0.
-        recipe: the verifier's own recipe file.
-        challenge: the verifier's challenge, or None to look at whatever the prover opened.
-        ledger: bytes of the proof that the signed root is in a ledger (a .tlog-proof file), or None.
-        device: where to replay.
-        time: whom the verifier believes about times.
-        tolerant: whether to measure the noise of segments whose replay cannot be bit-exact here, and compare within it.
-        calibration: noise that was measured before, on this machine.
-        d_ref: the paper's reference distance by metric, as far as it is known.
-        criterion: the paper's criterion, to be applied as well.
-        evaluate: whether to run the recipe's own evaluation on the opened snapshots.
-        progress: told (what is being done, done, in all).
-    """
-
-    signed_root: bytes
-    keys: Sequence[VerifierKey]
-    bundle: Path | str | Callable[[], Path]
-    recipe: RecipeFile
-    challenge: Challenge | None = None
-    ledger: bytes | None = None
-    device: str = "cpu"
-    time: Sources = field(default_factory=Sources)
-    tolerant: bool = False
-    calibration: Calibration | None = None
-    d_ref: Mapping[str, float] = field(default_factory=dict)
-    criterion: Criterion | None = None
-    evaluate: bool = False
-    progress: Callable[[str, int, int], None] = silent
+SOURCES = {  # where a nonce comes from that was not drawn freshly -> what the verdict says of it
+    WITNESS: "non-interactive, witness: the challenge follows from a witness's cosignature; a prover who asks for "
+    "another one draws again",
+    ROOT: "weak: the challenge follows from the signed root alone, so a prover can sign roots until the draw suits him",
+}
+MAX_NAMED = 8  # segments that a warning lists; the rest is counted
 
 
 def verify(request: Request) -> Verdict:
@@ -210,6 +176,7 @@ class Verification:
             "root": self.checkpoint.root.hex(),
             "signed_by": sorted({key.name for key in opened.keys}),
         }
+        self.request.policy.check_origin(self.checkpoint.origin)
         bundle = self.file.bundle
         if (bundle.size, bundle.root) != (self.checkpoint.size, self.checkpoint.root):
             raise MerkleError(
@@ -233,6 +200,9 @@ class Verification:
         self.claim["time"] = found.pieces
         self.warnings += found.warnings
         found.require()
+        lacking = self.request.policy.time_lacking(found, self.request.now)
+        if lacking is not None:
+            return Outcome.UNDECIDED, lacking
         if not found.pieces:
             return Outcome.NOT_MADE, "no cosignature by a given key, no token"
         return Outcome.PASSED, "; ".join(found.details)
@@ -241,7 +211,8 @@ class Verification:
         """[check 3] The signed root is in an append-only log."""
         entries = self.entries()
         if not entries:
-            return Outcome.NOT_MADE, "no ledger evidence was given"
+            lacking = self.request.policy.ledger_lacking()
+            return (Outcome.UNDECIDED, lacking) if lacking else (Outcome.NOT_MADE, "no ledger evidence was given")
         self.warnings.append("whether the ledger was rewritten since is what polverify log tells")
         head = entries[0].head.checkpoint
         return Outcome.PASSED, f"leaf {entries[0].index} of {head.size} of {head.origin}"
@@ -278,11 +249,12 @@ class Verification:
         if manifest.recipe.digest != self.request.recipe.digest:
             raise RecipeError("recipe file", expected=manifest.recipe.digest, got=self.request.recipe.digest)
         hypers = self.file.blob(manifest.optimizer.hyperparameters)
-        parse_groups(canonical.decode(hypers, limit=MAX_HYPERPARAMETERS, what="hyperparameters"))
+        declared = parse_groups(canonical.decode(hypers, limit=MAX_HYPERPARAMETERS, what="hyperparameters"))
+        self.request.policy.check_manifest(manifest, declared)
         return Outcome.PASSED, f"run {manifest.run}, recipe {manifest.recipe.digest.hex()[:16]}"
 
     def initial_state(self) -> tuple[Outcome, str]:
-        """[check 5] The initial state is what the seed gives."""
+        """[check 5] The initial state is what the seed gives, a parent's, or drawn as initial weights are."""
         if self.request.calibration is not None:
             self.request.calibration.require_recipe(self.request.recipe.digest)
         narrow(self.manifest.environment)
@@ -299,7 +271,7 @@ class Verification:
             raise RecipeError("optimizer's hyperparameters", expected=declared, got=self.session.hyperparameters)
         initial = self.manifest.initial
         if initial.kind != "seed":
-            return Outcome.UNDECIDED, f"declared as {initial.kind}, which cannot be checked yet"
+            return self.initial_tensors()
         if self.session.initial_state == initial.state:
             return Outcome.PASSED, "rebuilt from the seed, state digests are equal"
         differences = self.session.differences(self.manifest.environment)
@@ -307,10 +279,51 @@ class Verification:
             return Outcome.UNDECIDED, "another environment class: " + "; ".join(differences)
         raise ReplayError("initial state rebuilt from the seed", expected=initial.state, got=self.session.initial_state)
 
+    def initial_tensors(self) -> tuple[Outcome, str]:
+        """[check 5] An initial state that the seed does not give, tensor by tensor."""
+        from polverify.initial import Rebuilt, check_tensors  # loads scipy, which no other check needs
+
+        link, shown = None, ""
+        if self.manifest.initial.kind == "parent":
+            if self.request.lineage is None:
+                return Outcome.UNDECIDED, "declared as parent, and no lineage was given"
+            link, shown = self.parent(self.request.lineage)
+        outcome, detail, warnings = check_tensors(
+            self.states.get(self.manifest.initial.state),
+            Rebuilt(self.session.initial_entries, self.session.initial_scalars),
+            () if link is None else link.inherited,
+        )
+        self.warnings.extend(warnings)
+        return outcome, shown + detail
+
+    def parent(self, data: bytes) -> tuple[Link, str]:
+        """[check 5] The link to the parent holds; returns it with what to say of it."""
+        own = self.request.parent_keys
+        keys, logs = (own, ()) if own else (self.request.keys, self.logs)
+        link = check_link(Lineage.parse(data), self.manifest, keys, self.request.parent_root, any_of=logs)
+        at = link.root.checkpoint
+        self.claim["parent"] = {
+            "origin": at.origin,
+            "size": at.size,
+            "root": at.root.hex(),
+            "initial": link.parent.initial.kind,
+            "inherited": len(link.inherited),
+        }
+        text = f"{len(link.inherited)} tensors are those of {at.origin} after its last of {at.size - 1} segments"
+        if self.request.parent_proof is None:
+            self.warnings.append("the parent's signed root was not shown to be in a ledger")
+        else:
+            proof, time = self.request.parent_proof, link.root.timestamp
+            entry = check_entry(proof, keys, at, link.parent, time, any_of=logs)
+            text += f", in the ledger {entry.head.checkpoint.origin}"
+        self.warnings.append("the parent's own training is for a verdict of its own; polverify chain joins them")
+        return link, text + "; "
+
     def continuity(self) -> tuple[Outcome, str]:
         """[check 6] All segment records join up into one run."""
         bundle = self.file.bundle
         self.records = check_continuity(bundle.leaves, self.checkpoint.root, self.manifest)
+        self.request.policy.check_records(self.manifest, self.records)
         steps = self.records[-1].end_step
         short = sum(record.end_step - record.start_step < self.manifest.every for record in self.records)
         if short > 1:
@@ -324,11 +337,19 @@ class Verification:
         if self.request.challenge is None:
             how = "the caller named" if callable(self.request.bundle) else "the prover chose"
             self.warnings.append(f"no challenge: {how} which segments to open")
-            return Outcome.NOT_MADE, "no challenge was given"
-        self.request.challenge.require(self.checkpoint.origin, self.checkpoint.size, self.checkpoint.root)
-        if opened != self.request.challenge.segments:
-            raise ChallengeError("opened segments", expected=self.request.challenge.segments, got=opened)
-        return Outcome.PASSED, f"{len(opened)} segments, {self.request.challenge.random} of them at random"
+            lacking = self.request.policy.challenge_lacking(None)
+            return (Outcome.UNDECIDED, lacking) if lacking else (Outcome.NOT_MADE, "no challenge was given")
+        challenge = self.request.challenge
+        challenge.require(self.checkpoint.origin, self.checkpoint.size, self.checkpoint.root)
+        require_chosen(challenge, self.records)
+        if opened != challenge.segments:
+            raise ChallengeError("opened segments", expected=challenge.segments, got=opened)
+        if challenge.source != FRESH:
+            self.warnings.append(SOURCES[challenge.source])
+        lacking = self.request.policy.challenge_lacking(challenge.source)
+        if lacking is not None:
+            return Outcome.UNDECIDED, lacking
+        return Outcome.PASSED, f"{len(opened)} segments, {challenge.random} of them at random"
 
     def inclusion(self) -> tuple[Outcome, str]:
         """[check 8] Each opened segment's record is in the signed tree."""
@@ -345,11 +366,17 @@ class Verification:
         self.steps = {
             record.index: check_steps(record, self.file.blob(record.steps), self.manifest.dataset) for record in opened
         }
+        for steps in self.steps.values():
+            self.request.policy.check_steps(steps)
         wanted: set[bytes] = set()
+        for record in self.records if self.request.audit else ():
+            wanted |= {record.start_state, record.end_state}
         for record in opened:
             wanted |= {record.start_state, record.end_state}
             if record.base_step is not None:
                 wanted.add(state_at(self.records, record.base_step))
+        if self.manifest.initial.kind != "seed":
+            wanted.add(self.manifest.initial.state)  # for check 5
         needed = self.states.closure(wanted) | {record.steps for record in opened}
         needed.add(self.manifest.optimizer.hyperparameters)
         carried = {digest for digest, _ in bundle.blobs}
@@ -364,34 +391,43 @@ class Verification:
             self.session.sample_hash,
             lambda done, total: self.request.progress("hashing samples", done, total),
         )
-        return Outcome.PASSED, f"{len(used)} samples of {self.manifest.dataset.size}, {len(wanted)} snapshots"
+        return (
+            Outcome.PASSED,
+            f"{len(used)} samples of {self.manifest.dataset.size}, {self.order()}, {len(wanted)} snapshots",
+        )
+
+    def order(self) -> str:
+        """[check 9] The order of samples is the one that the seed gives, where that was declared."""
+        if not self.steps:
+            return "no order to look at"
+        if self.manifest.sampler != "seed":
+            self.warnings.append("the order of samples was the prover's free choice")
+            return "their order free"
+        left_out = self.session.check_order([self.steps[segment.index] for segment in self.file.bundle.opened])
+        if left_out is None:
+            self.warnings.append(
+                "the order of samples was not re-derived: the recipe's sampler is none of PyTorch's own"
+            )
+            return "their order not re-derived"
+        if left_out:
+            self.warnings.append(f"{left_out} batches of the order were left out: the loop broke off a pass")
+        return "their order re-derived from the seed"
 
     def replay(self) -> tuple[Outcome, str]:
         """[check 10] Training each opened segment again leads to its committed end, bit for bit or within tolerance."""
         opened = [self.records[segment.index] for segment in self.file.bundle.opened]
+        if not opened:
+            return Outcome.UNDECIDED, "no segment is opened, so nothing was replayed"
         total = sum(record.end_step - record.start_step for record in opened)
         before = 0
         for record in opened:
             self.results.append(self.replay_segment(record, before, total))
             before += record.end_step - record.start_step
-        self.claim["steps_replayed"] = total
         if self.request.evaluate:
-            self.evaluate(opened)
-        undecided = [result for result in self.results if result.outcome is Outcome.UNDECIDED]
-        if undecided:
-            return Outcome.UNDECIDED, f"segment {undecided[0].index}: {undecided[0].detail}"
-        for result in self.results:
-            for name, value in result.values():
-                if math.isnan(value):
-                    return Outcome.UNDECIDED, f"segment {result.index}: the recipe's evaluation gives {name} NaN"
-        tolerated = sum(result.tolerated for result in self.results)
-        if tolerated:
-            self.warnings.append(
-                f"{tolerated} segments are within a tolerance measured here, which is weaker than bit for bit: "
-                "a forgery that moves less than the tolerance passes"
-            )
-        how = f"{tolerated} of them within tolerance, the rest bit for bit" if tolerated else "bit for bit"
-        return Outcome.PASSED, f"{len(opened)} segments, {total} steps of {self.records[-1].end_step}, {how}"
+            self.results = evaluated(self.results, opened, self.session, self.states, self.request.progress)
+        passed = [result for result in self.results if result.outcome is Outcome.PASSED]
+        self.claim["steps_replayed"] = sum(result.end_step - result.start_step for result in passed)
+        return ended(self.results, self.records[-1].end_step, self.warnings)
 
     def replay_segment(self, record: SegmentRecord, before: int, total: int) -> SegmentResult:
         """Replay one segment and decide it (`polverify.replay.comparison`)."""
@@ -406,53 +442,103 @@ class Verification:
 
     def segment(self, record: SegmentRecord) -> Segment:
         """Put together what a replay of one segment needs."""
-        previous = self.records[record.index - 1] if record.index else None
-        rounded, start_base = False, None  # a first snapshot and one without a base are exact
-        if previous is not None and previous.base_step is not None and not replays_exactly(self.manifest.fidelity):
-            rounded = True
-            digest = state_at(self.records, previous.base_step)
-            start_base = self.states.get(digest) if digest in self.states else None
-        base = None if record.base_step is None else self.states.get(state_at(self.records, record.base_step))
-        start = self.states.get(record.start_state)
-        return Segment(record, self.steps[record.index], start, base, rounded, start_base)
-
-    def evaluate(self, opened: Sequence[SegmentRecord]) -> None:
-        """Run the recipe's own evaluation on the opened snapshots, once each, after the last replay."""
-        places = {record.start_step: record.start_state for record in opened}
-        places |= {record.end_step: record.end_state for record in opened}
-        values: dict[int, dict[str, float]] = {}
-        for done, (step, digest) in enumerate(sorted(places.items())):
-            self.request.progress("evaluating", done, len(places))
-            values[step] = self.session.evaluate(step, self.states.get(digest))
-        self.results = [
-            replace(result, measured=result.measured | {"evaluation": {"start": values[start], "end": values[end]}})
-            for result in self.results
-            for start, end in [(result.start_step, result.end_step)]
-        ]
+        return put_together(record, self.records, self.steps[record.index], self.states, self.manifest.fidelity)
 
     def plausibility(self) -> tuple[Outcome, str]:
-        """[check 11] The norms in the opened records are those of their snapshots."""
-        for segment in self.file.bundle.opened:
-            record = self.records[segment.index]
-            got = distances(self.states.get(record.start_state), self.states.get(record.end_state))
-            for name in ("l1", "l2", "linf", "cos"):
-                ours, theirs = getattr(got, name), getattr(record.norms, name)
-                same = math.isclose(ours, theirs, rel_tol=NORM_TOLERANCE, abs_tol=NORM_TOLERANCE * max(got.l1, 1e-300))
-                if not (same or (math.isnan(ours) and math.isnan(theirs))):
-                    raise ReplayError(f"segment {segment.index}: norm {name}", expected=ours, got=theirs)
-        return Outcome.PASSED, "norms of the opened segments"
+        """[check 11] Norms are those of the snapshots, and moments are looked at where no replay has decided."""
+        count = len(self.records) if self.request.audit else len(self.file.bundle.opened)
+        wanted = range(count) if self.request.audit else [segment.index for segment in self.file.bundle.opened]
+        replayed = {result.index for result in self.results if result.outcome is Outcome.PASSED}
+        against: list[int] = []
+        decayed: list[int] = []
+
+        def progress(done: int, total: int) -> None:
+            self.request.progress("auditing", done, total)
+
+        for index, found in audit(self.records, wanted, self.states, progress):
+            if index in replayed:
+                continue
+            if found.against:
+                against.append(index)
+            if found.decayed is not None:
+                decayed.append(index)
+        if against:
+            self.warnings.append(f"the weights moved against their moments in {_listed(against)}; open them to be sure")
+        if decayed:
+            return (
+                Outcome.UNDECIDED,
+                f"second moments fell faster than beta2 lets them in {_listed(decayed)}; open them",
+            )
+        return Outcome.PASSED, "norms of all segments" if self.request.audit else "norms of the opened segments"
+
+    def power(self) -> Power:
+        """Say what these checks would have caught."""
+        challenge, opened = self.request.challenge, len(self.file.bundle.opened)
+        passed = [result for result in self.results if result.outcome is Outcome.PASSED]
+        whole = len(passed) == opened  # else the prover chose, by the classes he named, what was not replayed
+        drawn = challenge.random if challenge is not None and whole else 0
+        return Power(
+            segments=len(self.records),
+            fixed=len(passed) - drawn,
+            drawn=drawn,
+            population=len(self.records) - (len(passed) - drawn),
+            top=challenge.rules.top if challenge is not None and whole else 0,
+            audited=self.request.audit,
+            nonce_from="nobody" if challenge is None else challenge.source,
+            steps_replayed=sum(result.end_step - result.start_step for result in passed),
+            steps_trained=self.records[-1].end_step,
+            bytes_moved=self.file.size,
+        )
+
+    def chosen(self) -> dict[int, str]:
+        """Say of each opened segment who chose it."""
+        opened = [segment.index for segment in self.file.bundle.opened]
+        challenge = self.request.challenge
+        if challenge is None:
+            return dict.fromkeys(opened, "caller" if callable(self.request.bundle) else "prover")
+        return (
+            dict.fromkeys(opened, "random")
+            | dict.fromkeys(challenge.named, "named")
+            | dict.fromkeys(challenge.picked, "picked")
+        )
 
     def verdict(self, fault: str | None) -> Verdict:
         """[check 12] Add up."""
         undecided = [check for check in self.checks if check.outcome is Outcome.UNDECIDED]
+        power = None if fault is not None else self.power()
+        lacking = None if power is None else self.request.policy.power_lacking(power)
         if fault is not None:
             decision, reason = Decision.REJECT, fault
         elif undecided:
             first = undecided[0]
             decision, reason = Decision.INCONCLUSIVE, f"check {first.number} ({first.name}): {first.detail}"
+        elif lacking is not None:
+            decision, reason = Decision.INCONCLUSIVE, f"check 12 (verdict): {lacking}"
         else:
             decision = Decision.ACCEPT
             tolerated = sum(result.tolerated for result in self.results)
             how = f"within tolerance ({len(self.results) - tolerated} bit for bit)" if tolerated else "bit for bit"
             reason = f"{len(self.results)} of {len(self.records)} segments replayed {how}"
-        return Verdict(decision, reason, tuple(self.checks), self.claim, tuple(self.results), tuple(self.warnings))
+        policy = self.request.policy
+        outcomes = {result.index: result.outcome.value for result in self.results}
+        return Verdict(
+            decision,
+            reason,
+            tuple(self.checks),
+            self.claim,
+            tuple(self.results),
+            tuple(self.warnings),
+            power,
+            coverage(self.records, self.chosen(), outcomes) if hasattr(self, "records") else (),
+            losses(self.steps) if hasattr(self, "steps") else (),
+            None
+            if policy.digest is None
+            else {"sha256": policy.digest, "judged_at": self.request.now, "rules": dict(policy.rules)},
+        )
+
+
+def _listed(segments: Sequence[int]) -> str:
+    """Name a few segments and count the rest."""
+    shown = ", ".join(map(str, segments[:MAX_NAMED]))
+    more = len(segments) - MAX_NAMED
+    return f"segment {shown}" if len(segments) == 1 else f"segments {shown}" + (f" and {more} more" if more > 0 else "")

@@ -13,10 +13,9 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch.utils.data import IterableDataset
 
-from polstore.codec.live.randomness import Generators
+from polstore.codec.live.order import batches_of_pass, pass_length
 from polstore.codec.live.samples import load_samples
 from polstore.errors import TrainingError
 from polstore.wire.randomness import Stream, stream_seed
@@ -36,7 +35,8 @@ class Position:
     Attributes:
         epoch: number of the pass over the data that comes next or is under way.
         batch: batches of it that were handed out.
-        number: batches of the whole run that were handed out.
+        number: number of the next batch: batches of the run that were handed out, and those that loops left out when
+            they broke off a pass.
     """
 
     epoch: int = 0
@@ -88,9 +88,7 @@ class LoaderTap:
 
     def next_position(self) -> Position:
         """Return the position from which a later run would go on: a finished epoch is left behind."""
-        if self.exhausted:
-            return Position(self.position.epoch + 1, 0, self.position.number)
-        return self.position
+        return self._after_pass() if self.exhausted else self.position
 
     def begin_epoch(self) -> tuple[Position, int]:
         """Return where a fresh pass over the data starts, and how many batches of it to drop."""
@@ -99,7 +97,13 @@ class LoaderTap:
         if self._start is not None:
             start, self._start = self._start, None
             return Position(start.epoch, 0, start.number - start.batch), start.batch
-        return Position(self.position.epoch + 1, 0, self.position.number), 0
+        return self._after_pass(), 0
+
+    def _after_pass(self) -> Position:
+        """Return where the next pass begins. Where passes have a length, a batch's number says where in them it is,
+        also after a loop has left one early."""
+        epoch, length = self.position.epoch + 1, pass_length(self._before[0])
+        return Position(epoch, 0, self.position.number if length is None else epoch * length)
 
     def hand_out(self, position: Position, indices: Sequence[int], *, last: bool) -> None:
         """Report a batch to the recorder; ``position`` is the one after it."""
@@ -135,7 +139,7 @@ class _TappedBatches:
         self._ahead = ahead
         self._requests = 0
         self._waiting: deque[list[int]] = deque()
-        self._batches: Iterator[Sequence[int]] | None = None
+        self._batches: Iterator[Sequence[int]] | None = None  # None at the end, too
         self._next: list[int] | None = None  # drawn, not yet asked for
         self._begun = False
 
@@ -161,12 +165,7 @@ class _TappedBatches:
         self._begun = True
         self._position, dropped = self._tap.begin_epoch()
         self._tap.position, self._tap.exhausted = self._position, False
-        seed = stream_seed(self._tap.seed, Stream.EPOCH, self._position.epoch)
-        self._generators = Generators(seed)
-        for generator in _own_generators(self._sampler):
-            generator.manual_seed(int.from_bytes(seed[:8], "big"))
-        with self._generators.active():
-            self._batches = iter(self._sampler)
+        self._batches = batches_of_pass(self._sampler, self._tap.seed, self._position.epoch)
         self._number = self._position.number
         self._next = self._fetch()
         for _ in range(dropped):
@@ -188,8 +187,7 @@ class _TappedBatches:
         """Have the sampler draw a batch under the epoch's own generators; None at the end."""
         if self._batches is None:
             return None
-        with self._generators.active():
-            indices = next(self._batches, None)
+        indices = next(self._batches, None)
         if indices is None:
             self._batches = None
             return None
@@ -205,12 +203,6 @@ class _TappedBatches:
         now = self._position
         self._position = Position(now.epoch, now.batch + 1, now.number + 1)
         self._tap.hand_out(self._position, batch, last=self._next is None and not self._waiting)
-
-
-def _own_generators(sampler: Any) -> list[torch.Generator]:
-    """Return the generators that a sampler was given to draw from in place of the default one."""
-    found = (getattr(owner, "generator", None) for owner in (sampler, getattr(sampler, "sampler", None)))
-    return [generator for generator in found if isinstance(generator, torch.Generator)]
 
 
 class _KeyedBatch(list[int]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import TYPE_CHECKING
 
 from polstore.archive.references import stored_snapshot
@@ -24,10 +25,11 @@ class States:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._lock = Lock()
         self._view: Reader | None = None  # one view per base, so that its records and blobs fit together
         self._chain = Chain(
             lambda digest: stored_snapshot(self._open(), digest),
-            lambda digest: self._open().get_blob(digest),
+            self._blob,
             kept=KEPT,
         )
 
@@ -53,6 +55,10 @@ class States:
             return frames.decode(stored, base, blobs.__getitem__)
         except MalformedError as error:
             raise DamagedError(f"snapshot {stored.state_digest.hex()}: {error}") from error
+
+    def _blob(self, digest: bytes) -> bytes:
+        with self._lock:  # a view is for one thread at a time, and the codec fetches frames from several
+            return self._open().get_blob(digest)
 
     def _open(self) -> Reader:
         assert self._view is not None  # noqa: S101  (the chain is used by `base` alone)

@@ -124,7 +124,7 @@ def export_tiles(
     store: StorePath,
     as_json: AsJson = False,
 ) -> None:
-    """Write the ledger as C2SP tiles, which any web server can serve.
+    """Write the ledger as C2SP tiles, for any web server.
 
     Again for what is new: full tiles are never touched, and the head is replaced last.
     """
@@ -143,9 +143,9 @@ def witness(
     witness_key: WitnessKeys = None,
     as_json: AsJson = False,
 ) -> None:
-    """Have a witness cosign the ledger's head, and keep its cosignature with the head.
+    """Have a witness cosign the ledger's head.
 
-    It does so only for a head that extends all it has seen of this ledger.
+    Its cosignature is kept with the head. It gives one only to a head that extends all it has seen of this ledger.
     """
     with open_store(store) as opened:
         cosign(Ledger(opened), url, policy, witness_key, as_json=as_json)

@@ -20,7 +20,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: boxes cut option names, and show switches as if they took a value
     add_completion=False,
 )
-for command in (keys.keygen, keys.pubkey, writing.record, writing.commit, writing.prove):
+for command in (keys.keygen, keys.pubkey, writing.record, writing.commit, writing.prove, writing.lineage):
     app.command()(command)
 for name, function in (
     ("timestamp", time.timestamp),

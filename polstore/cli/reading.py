@@ -64,7 +64,7 @@ def show(
 
 
 def fsck(store: StorePath, as_json: AsJson = False) -> None:
-    """Check every blob, record, tree node, signed root and ledger entry."""
+    """Check all that a store holds, and name what is damaged."""
     with terminal.progress() as progress, open_store(store, readonly=True) as opened:
         report = check_store(opened, progress)
     if as_json:

@@ -1,4 +1,4 @@
-"""Commands of the trainer: record, commit, prove."""
+"""Commands of the trainer: record, commit, prove, lineage."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from polstore import terminal
+from polstore.ancestry import lineage as prove_lineage
+from polstore.ancestry import named_parent
 from polstore.cli.keys import KeyName, PassphraseFile, PrivateKeys, load_keys
 from polstore.cli.options import AsJson, RunName, StorePath, choose_run
 from polstore.errors import PolstoreError, ProofError, TrainingError, UsageError
@@ -19,18 +21,20 @@ from polstore.files import read_file, write_atomic
 from polstore.not_before import read_checkpoint
 from polstore.prover import commit as commit_run
 from polstore.prover import prove as prove_run
+from polstore.prover import prove_records
 from polstore.reader import open_archive
 from polstore.storage.store import open_store
 from polstore.wire import canonical
 from polstore.wire.challenge import MAX_BYTES as MAX_CHALLENGE
 from polstore.wire.challenge import Challenge
 from polstore.wire.checkpoint import parse_text
+from polstore.wire.note import MAX_NOTE
 from polstore.wire.note import parse as parse_note
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["commit", "prove", "record"]
+__all__ = ["commit", "lineage", "prove", "record"]
 
 
 def record(
@@ -54,6 +58,13 @@ def record(
     seed: Annotated[
         int | None, typer.Option(metavar="N", help="Number to derive all randomness from; fresh if left out.")
     ] = None,
+    parent: Annotated[
+        str | None,
+        typer.Option(metavar="STORE[:RUN]", help="Signed run whose last snapshot to start from."),
+    ] = None,
+    parent_root: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Signed root of the parent; its newest one if left out.")
+    ] = None,
     not_before: Annotated[
         Path | None,
         typer.Option(metavar="CHECKPOINT", help="A recent witnessed checkpoint, to show that training began after it."),
@@ -70,6 +81,8 @@ def record(
     if steps is not None and steps < 1:
         raise UsageError("--steps", expected="1 or more", got=steps)
     settings = _settings(config or [])
+    if parent is None and parent_root is not None:
+        raise UsageError("--parent-root", expected="--parent beside it", got=parent_root)
     earlier = None if not_before is None else read_checkpoint(not_before)
     from polstore.codec.live.recipe import RecipeFile  # leads to torch, like the next one
     from polstore.recording import record_recipe
@@ -83,6 +96,8 @@ def record(
             run=run,
             config=settings,
             seed=seed,
+            parent=parent,
+            parent_root=None if parent_root is None else read_file(parent_root, MAX_NOTE),
             fidelity=fidelity,
             device=device,
             resume=resume,
@@ -148,23 +163,41 @@ def prove(
         list[int] | None, typer.Option(metavar="I", help="Segment to open, counted from 0; repeatable.")
     ] = None,
     challenge: Annotated[Path | None, typer.Option(metavar="FILE", help="Challenge file from polverify.")] = None,
+    records: Annotated[
+        bool,
+        typer.Option("--records", help="Open nothing: only show all segment records, for a verifier to choose by."),
+    ] = False,
+    audit: Annotated[
+        bool, typer.Option("--audit", help="Hand over every snapshot, from which all norms can be computed again.")
+    ] = False,
+    leaves: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Leaves under the signed root to prove against; the newest if left out."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Open segments of a run in a bundle that polverify checks."""
-    if bool(segment) == (challenge is not None):
-        raise UsageError("what to open", expected="--segment or --challenge", got="both" if segment else "neither")
+    if bool(segment) + (challenge is not None) + records > 1 or not (segment or challenge or records or audit):
+        wanted = "--segment, --challenge, --records or --audit"
+        raise UsageError("what to open", expected=wanted, got="both" if segment and challenge else "neither or several")
+    if records and audit:
+        raise UsageError("--records", expected="no --audit, which shows the records too", got="both")
+    if leaves is not None and challenge is not None:
+        raise UsageError("--leaves", expected="no --challenge, which names its root", got="both")
     if segment and min(segment) < 0:
         raise UsageError("--segment", expected="0 or more", got=min(segment))
     with open_archive(store) as archive:
         name = choose_run(archive.runs(), run)
         found = archive.run(name)
-        if challenge is None:
-            proof = prove_run(found, segment or [])
+        if records:
+            proof = prove_records(found, leaves)
+        elif challenge is None:
+            proof = prove_run(found, segment or [], leaves, audit=audit)
         else:
             asked = _read_challenge(challenge)
             root = found.signed_checkpoint(asked.size)
             asked.require(root.origin, root.size, root.root)
-            proof = prove_run(found, asked.segments, asked.size)
+            proof = prove_run(found, asked.segments, asked.size, audit=audit)
         proof.write(out)
     bundle = proof.bundle
     if as_json:
@@ -178,6 +211,42 @@ def prove(
             }
         )
     terminal.note(f"opened {len(bundle.opened)} of {bundle.size - 1} segments of {name} into {out}")
+
+
+def lineage(
+    store: StorePath,
+    out: Annotated[Path, typer.Option(metavar="LINEAGE", help="File to write.")],
+    run: RunName = None,
+    parent: Annotated[
+        str | None,
+        typer.Option(metavar="STORE[:RUN]", help="Where the parent is; the same store and its own name if left out."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prove that a run began with its parent's tensors.
+
+    The file is for polverify check and polverify chain.
+    """
+    path, given = (store, None) if parent is None else named_parent(parent)
+    with open_archive(store) as archive, open_archive(path) as parents:
+        found = archive.run(choose_run(archive.runs(), run))
+        wanted = found.manifest.initial.parent
+        name = given or ("" if wanted is None else wanted.origin.rpartition("/")[2])
+        evidence = prove_lineage(found, found if wanted is None else parents.run(name))
+    write_atomic(out, evidence.encode())
+    if as_json:
+        terminal.emit_json(
+            {
+                "run": found.name,
+                "parent": None if wanted is None else wanted.origin,
+                "inherited": len(evidence.inherited),
+                "tensors": len(evidence.entries),
+                "out": str(out),
+            }
+        )
+    terminal.note(
+        f"{found.name} inherited {len(evidence.inherited)} of {len(evidence.entries)} tensors; proof in {out}"
+    )
 
 
 def _read_challenge(path: Path) -> Challenge:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from typing import TYPE_CHECKING
-from weakref import WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from polstore.codec.decoding import DEFAULT_MAX_BYTES, decode, decode_tensor
+from polstore.codec.decoding import DEFAULT_MAX_BYTES, decode_against, decode_tensor, require
 from polstore.codec.stored import NEEDS_BASE
 from polstore.errors import MalformedError, MissingError
 
@@ -30,7 +30,7 @@ class Chain:
 
     Args:
         record: returns the record of the snapshot with a state digest; what it raises passes through.
-        fetch: returns a frame by its SHA-256; likewise.
+        fetch: returns a frame by its SHA-256; likewise. Called from several threads at once.
         kept: decoded snapshots that are held for the next one. Others are used again while somebody else holds them.
 
     Attributes:
@@ -46,6 +46,7 @@ class Chain:
         self._kept = kept
         self._held: OrderedDict[bytes, Snapshot] = OrderedDict()
         self._alive: WeakValueDictionary[bytes, Snapshot] = WeakValueDictionary()
+        self._unchecked: WeakKeyDictionary[Snapshot, StoredSnapshot] = WeakKeyDictionary()  # bases, of these records
 
     def get(self, digest: bytes) -> Snapshot:
         """Return the snapshot with this state digest.
@@ -61,13 +62,42 @@ class Chain:
                 snapshot = None if stored.base is None else self._alive.get(stored.base)
                 if snapshot is not None:
                     break
-        while links:  # one by one, so that no more of them are held than are to come
-            snapshot = decode(links.pop(), snapshot, self._fetch, max_bytes=self.max_bytes)
-            self._hold(snapshot)
-        if snapshot is None:
-            raise MalformedError("no such snapshot", expected=digest, got=None)
-        self._hold(snapshot)
+        trusting = len(links) > 1 or snapshot in self._unchecked
+        try:
+            while links:  # one by one, so that no more of them are held than are to come
+                snapshot = self._next(links.pop(), snapshot, check=not links)
+            if snapshot is None:
+                raise MalformedError("no such snapshot", expected=digest, got=None)
+            if snapshot in self._unchecked:
+                require(self._unchecked[snapshot], snapshot)
+                del self._unchecked[snapshot]
+        except MalformedError:
+            if trusting:
+                self._blame(digest)
+            raise
+        self._hold(digest, snapshot)
         return snapshot
+
+    def _next(self, stored: StoredSnapshot, base: Snapshot | None, *, check: bool) -> Snapshot:
+        """Decode a link; those that only serve as a base are not checked, since what comes out in the end is."""
+        snapshot = decode_against(stored, base, self._fetch, max_bytes=self.max_bytes, check=check)
+        if not check:
+            self._unchecked[snapshot] = stored
+        self._hold(stored.state_digest, snapshot)
+        return snapshot
+
+    def _blame(self, digest: bytes) -> None:
+        """Decode a snapshot's whole chain anew, everything checked, and raise for the first link that is damaged."""
+        snapshot: Snapshot | None = None
+        for stored in reversed(list(self.records(digest))):
+            try:
+                snapshot = decode_against(stored, snapshot, self._fetch, max_bytes=self.max_bytes, check=True)
+            except MalformedError as error:
+                if stored.state_digest == digest:
+                    raise
+                raise MalformedError(
+                    f"snapshot {stored.state_digest.hex()[:16]}, which it is stored against: {error}"
+                ) from error
 
     def tensor(self, digest: bytes, name: str) -> Tensor:
         """Return one tensor of a snapshot; of the snapshot and its bases, only the frames that hold it are fetched.
@@ -111,9 +141,9 @@ class Chain:
             yield stored
             wanted = stored.base
 
-    def _hold(self, snapshot: Snapshot) -> None:
-        self._alive[snapshot.digest()] = snapshot
-        self._held[snapshot.digest()] = snapshot
-        self._held.move_to_end(snapshot.digest())
+    def _hold(self, digest: bytes, snapshot: Snapshot) -> None:
+        self._alive[digest] = snapshot
+        self._held[digest] = snapshot
+        self._held.move_to_end(digest)
         while len(self._held) > self._kept:
             self._held.popitem(last=False)

@@ -16,6 +16,7 @@ from polstore.codec.framing import Unpacker
 from polstore.codec.items import read_values
 from polstore.codec.snapshot import CARRIER, Snapshot, Tensor
 from polstore.codec.stored import NEEDS_BASE, Encoding
+from polstore.codec.threads import available, in_order
 from polstore.errors import MalformedError, MissingError
 
 if TYPE_CHECKING:
@@ -23,10 +24,12 @@ if TYPE_CHECKING:
 
     from polstore.codec.snapshot import Array
     from polstore.codec.stored import StoredGroup, StoredSnapshot, StoredTensor
+    from polstore.wire.state import TensorEntry
 
-__all__ = ["DEFAULT_MAX_BYTES", "decode", "decode_tensor"]
+__all__ = ["DEFAULT_MAX_BYTES", "decode", "decode_against", "decode_tensor", "require"]
 
 DEFAULT_MAX_BYTES = 64 << 30  # of decoded tensors: a 5 G parameter AdamW state; larger ones are asked for knowingly
+PORTION = 32 << 20  # bytes of tensors for one thread, at least: at its ends groups of 1 MiB are unpacked twice
 
 
 def decode(
@@ -36,15 +39,16 @@ def decode(
     *,
     max_bytes: int = DEFAULT_MAX_BYTES,
 ) -> Snapshot:
-    """Rebuild a snapshot from its record and frames.
+    """Rebuild a snapshot from its record and frames, in a few threads where it is large.
 
     Args:
         stored: the record, possibly hostile.
         base: the snapshot whose digest is ``stored.base``; None if that is None.
-        fetch: returns a frame's bytes, given their SHA-256; whatever it raises passes through. The bytes need not be
-            checked against the digest: the outcome is.
-        max_bytes: cap on the decoded size of all tensors. Besides these and the base, one group of at most 4 MiB for
-            each pair of encoding and item size in use is held.
+        fetch: returns a frame's bytes, given their SHA-256; called from several threads at once. The bytes need not be
+            checked against the digest: the outcome is. Of all that it raises and of all that is wrong, what concerns
+            the first tensor in the record's order is raised.
+        max_bytes: cap on the decoded size of all tensors. Besides these and the base, each thread holds one group of at
+            most 4 MiB for each pair of encoding and item size in use.
 
     Returns:
         The snapshot, whose digest is ``stored.state_digest``. Tensors equal to the base's share its arrays.
@@ -52,20 +56,68 @@ def decode(
     Raises:
         MalformedError: too large, another base than the record names, or frames that do not lead to the digest.
     """
-    if stored.nbytes > max_bytes:
-        raise MalformedError("stored snapshot is too large", expected=f"at most {max_bytes} bytes", got=stored.nbytes)
     got = base.digest() if base is not None else None
     if got != stored.base:
         raise MalformedError("stored snapshot needs another base", expected=stored.base, got=got)
-    streams: dict[tuple[Encoding, int], _Stream] = {}
-    tensors = []
-    for row in stored.tensors:
-        entry = row.entry
-        partner = base.partner(entry.name, entry.dtype, entry.shape) if base is not None else None
-        if row.holds_items and row.stream not in streams:
-            streams[row.stream] = _Stream(stored.groups_of(row.stream), fetch)
-        tensors.append(_tensor(row, partner, streams[row.stream] if row.holds_items else None))
-    return Snapshot(tuple(tensors), stored.scalars)  # the record checked that these entries make its state digest
+    return decode_against(stored, base, fetch, max_bytes=max_bytes, check=True)
+
+
+def decode_against(
+    stored: StoredSnapshot,
+    base: Snapshot | None,
+    fetch: Callable[[bytes], bytes],
+    *,
+    max_bytes: int,
+    check: bool,
+) -> Snapshot:
+    """Do the work of `decode`, for `polstore.codec.chain`: the base is what it should be, or was decoded unchecked.
+
+    Without ``check`` nothing is hashed and what comes out may be anything: use it as a base for `decode_against` only,
+    whose checked outcome is right whatever it was decoded against, or `require` it to be right.
+    """
+    if stored.nbytes > max_bytes:
+        raise MalformedError("stored snapshot is too large", expected=f"at most {max_bytes} bytes", got=stored.nbytes)
+
+    def work(rows: list[StoredTensor]) -> list[Tensor]:
+        unpacker = Unpacker()
+        streams: dict[tuple[Encoding, int], _Stream] = {}
+        tensors = []
+        for row in rows:
+            entry = row.entry
+            partner = base.partner(entry.name, entry.dtype, entry.shape) if base is not None else None
+            if row.holds_items and row.stream not in streams:
+                streams[row.stream] = _Stream(stored.groups_of(row.stream), fetch, unpacker, stored.offset_of(row))
+            tensor = _tensor(row, partner, streams[row.stream] if row.holds_items else None)
+            tensors.append(_checked(tensor, entry) if check else tensor)
+        return tensors
+
+    size = max(PORTION, stored.nbytes // (2 * available()))  # two for each thread, so that all are busy to the end
+    tensors = chain.from_iterable(in_order(work, list(_portions(stored.tensors, size))))
+    return Snapshot(tuple(tensors), stored.scalars)  # the record checked that its entries make its state digest
+
+
+def require(stored: StoredSnapshot, snapshot: Snapshot) -> None:
+    """Require a snapshot that was decoded unchecked to be the one of this record; raises `MalformedError`."""
+    entries = {row.entry.name: row.entry for row in stored.tensors}
+    in_order(lambda tensor: _checked(tensor, entries[tensor.name]), snapshot.tensors)
+
+
+def _portions(rows: Iterable[StoredTensor], size: int) -> Iterator[list[StoredTensor]]:
+    """Cut rows into portions of at least ``size`` bytes.
+
+    They follow the record's order, and a row fails or not by itself: what is raised for the first is the same however
+    they are cut.
+    """
+    portion: list[StoredTensor] = []
+    held = 0
+    for row in rows:
+        portion.append(row)
+        held += row.nbytes
+        if held >= size:
+            yield portion
+            portion, held = [], 0
+    if portion:
+        yield portion
 
 
 def decode_tensor(
@@ -98,8 +150,10 @@ def decode_tensor(
     if row.nbytes > max_bytes:
         raise MalformedError(f"tensor {name} is too large", expected=f"at most {max_bytes} bytes", got=row.nbytes)
     like = partner is not None and (partner.dtype, partner.shape) == (row.entry.dtype, row.entry.shape)
-    stream = _Stream(stored.groups_of(row.stream), fetch, stored.offset_of(row)) if row.holds_items else None
-    return _tensor(row, partner if like else None, stream)
+    stream = None
+    if row.holds_items:
+        stream = _Stream(stored.groups_of(row.stream), fetch, Unpacker(), stored.offset_of(row))
+    return _checked(_tensor(row, partner if like else None, stream), row.entry)
 
 
 class _Stream:
@@ -108,13 +162,16 @@ class _Stream:
     Args:
         groups: the stream's groups, in order.
         fetch: returns a frame by its SHA-256.
+        unpacker: this thread's.
         skipped: items before the first one that is wanted; frames that hold nothing else are not fetched.
     """
 
-    def __init__(self, groups: Iterable[StoredGroup], fetch: Callable[[bytes], bytes], skipped: int = 0) -> None:
+    def __init__(
+        self, groups: Iterable[StoredGroup], fetch: Callable[[bytes], bytes], unpacker: Unpacker, skipped: int
+    ) -> None:
         self._groups = iter(groups)
         self._fetch = fetch
-        self._unpacker = Unpacker()
+        self._unpacker = unpacker
         self._skipped = skipped
         self._left: Array = np.empty(0, "|u1")
 
@@ -138,17 +195,21 @@ class _Stream:
 
 
 def _tensor(row: StoredTensor, partner: Tensor | None, stream: _Stream | None) -> Tensor:
-    """Return the tensor of a row, checked against its entry; raises `MalformedError`."""
+    """Return the tensor of a row, unchecked; raises `MalformedError`."""
     entry = row.entry
     if partner is None and row.encoding in NEEDS_BASE:
         raise MalformedError(f"the base has no tensor like {entry.name}", expected=f"{entry.dtype} {entry.shape}")
     if row.encoding is Encoding.SAME and partner is not None:
-        data = partner.data
-    elif stream is None:
+        return partner
+    if stream is None:
         data = np.empty(0, CARRIER[entry.dtype])
     else:
         data = _read(row, None if partner is None else partner.data, stream)
-    tensor = Tensor(entry.name, entry.dtype, entry.shape, data)
+    return Tensor(entry.name, entry.dtype, entry.shape, data)
+
+
+def _checked(tensor: Tensor, entry: TensorEntry) -> Tensor:
+    """Return the tensor if it is that of the entry; raises `MalformedError`."""
     if tensor.entry() != entry:
         raise MalformedError(f"decoded tensor {entry.name}", expected=entry.digest, got=tensor.entry().digest)
     return tensor

@@ -2,7 +2,8 @@
 
 Tensors of the same encoding and item size are strung together into a stream, which is cut into groups of about 1 MiB;
 each group is split into byte planes, and each plane becomes one frame. One group is worked on at a time, while it is in
-the cache, and is undone and compared before its frames are handed out. Implements "Stored snapshot" of specs/codec.md,
+the cache. What could go wrong unseen is undone and compared at once: items made of values, and compression. Of halves
+and steps the values themselves were made, by the decoder's functions. Implements "Stored snapshot" of specs/codec.md,
 the writer's part. Does no I/O: frames are handed out as bytes.
 """
 
@@ -30,9 +31,12 @@ from polstore.codec.stored import (
     StoredTensor,
 )
 from polstore.errors import DamagedError, UsageError
+from polstore.wire.state import state_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+    from polstore.codec.snapshot import Tensor
 
 __all__ = ["encode", "encode_parts"]
 
@@ -70,7 +74,10 @@ def encode(
 
 
 def encode_parts(
-    parts: Iterable[Quantised], scalars: bytes, base: Snapshot | None
+    parts: Iterable[Quantised],
+    scalars: bytes,
+    base: Snapshot | None,
+    keep: Callable[[str], bool] = lambda name: True,  # noqa: ARG005
 ) -> tuple[StoredSnapshot, dict[bytes, bytes], Snapshot]:
     """Encode tensors that were quantised before.
 
@@ -79,9 +86,11 @@ def encode_parts(
             encoded, so that an iterator can hand out parts that nothing else keeps.
         scalars: canonical encoding of everything else.
         base: the committed snapshot whose tensors the parts' partners are; None if no part has one.
+        keep: whether the tensor of a name is wanted afterwards; others are let go of once they are encoded.
 
     Returns:
-        The record; the frames by the SHA-256 of their bytes; and the committed snapshot, which `decode` gives back.
+        The record; the frames by the SHA-256 of their bytes; and the tensors to keep of the committed snapshot, which
+        `decode` gives back. If that is not all of them, the state digest is that of the record alone.
 
     Raises:
         MalformedError: tensors out of order, or scalars or tensors beyond the record's caps.
@@ -91,15 +100,16 @@ def encode_parts(
     writer = _Writer()
     tensors, rows = [], []
     for part in parts:
-        tensors.append(part.tensor)
-        rows.append(writer.add(part))
-        del part  # before the next one is made
+        tensor, row = writer.add(part)
+        rows.append(row)
+        if keep(part.name):
+            tensors.append(tensor)
+        part.forget()  # which others may hold
+        del part, tensor  # before the next one is made
     groups = writer.finish()
-    committed = Snapshot(tuple(tensors), scalars)
-    record = StoredSnapshot(
-        committed.digest(), base.digest() if base is not None else None, scalars, tuple(rows), groups
-    )
-    return record, writer.frames, committed
+    digest = state_digest([row.entry for row in rows], scalars)
+    record = StoredSnapshot(digest, base.digest() if base is not None else None, scalars, tuple(rows), groups)
+    return record, writer.frames, Snapshot(tuple(tensors), scalars)
 
 
 def _encoding_of(part: Quantised) -> Encoding:
@@ -140,18 +150,20 @@ class _Writer:
         self._streams: dict[tuple[Encoding, int], _Stream] = {}
         self._packer = Packer()
 
-    def add(self, part: Quantised) -> StoredTensor:
-        """Encode a tensor and return its row."""
-        encoding = _encoding_of(part)
-        row = StoredTensor(part.tensor.entry(), encoding, part.exponent if encoding in SCALED else 0)
+    def add(self, part: Quantised) -> tuple[Tensor, StoredTensor]:
+        """Encode a tensor and return it with its row."""
+        encoding, tensor = _encoding_of(part), part.tensor
+        if encoding is Encoding.SAME and part.partner is not None:
+            tensor.take_entry(part.partner)  # and not the array: a capture may use its memory again before this one's
+        row = StoredTensor(tensor.entry(), encoding, part.exponent if encoding in SCALED else 0)
         if not row.holds_items:
-            return row
+            return tensor, row
         if encoding in NEEDS_BASE and part.partner is None:
             raise UsageError(f"quantised tensor {part.name} has no partner", expected="a tensor", got=part.scheme.value)
         stream = self._streams.setdefault(row.stream, _Stream(row.stream[1]))
         for elements, room in self._rooms(row, stream):
             _write(row, part, elements, room)
-        return row
+        return tensor, row
 
     def finish(self) -> tuple[StoredGroup, ...]:
         """Return the groups of all streams, in the record's order."""

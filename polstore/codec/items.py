@@ -21,7 +21,6 @@ from polstore.codec.values import (
     SHORT_VALUE_BITS,
     add_halves,
     add_steps,
-    round_mantissa,
     scale_halves,
 )
 
@@ -87,7 +86,7 @@ def _write(encoding: Encoding, dtype: str, source: Array, predicted: Array | Non
     if encoding is Encoding.SHORT_VALUE:
         out[:] = (pattern >> np.uint32(SHORT_VALUE_BITS - 1)) & np.uint32(0xFFE)
         out |= (pattern >> np.uint32(31)).astype("<u2")
-        return np.array_equal(_pattern(encoding, dtype, out, None), pattern)
+        return not np.bitwise_or.reduce(pattern) & ((1 << SHORT_VALUE_BITS) - 1)
     if predicted is None:
         out[:] = pattern
         return True
@@ -103,8 +102,6 @@ def _write(encoding: Encoding, dtype: str, source: Array, predicted: Array | Non
 
 def _predicted(encoding: Encoding, dtype: str, partner: Array) -> Array | None:
     """Return the signed integers that items are differences from; None if they are no differences."""
-    if encoding is Encoding.ROUNDED_DIFFERENCE:
-        partner = round_mantissa(partner)
     if encoding in _DROPPED:
         return _integers(bits(partner), dtype) >> _DROPPED[encoding]
     return _integers(bits(partner), dtype) if encoding is Encoding.DIFFERENCE else None

@@ -1,9 +1,10 @@
 """Rounding in proportion: up as often as the number is near the next one, so that on the average nothing is lost.
 
 Rounding to nearest loses whatever changes by less than half a step in every snapshot, a small steady decay above all.
-Here the place between two neighbours is compared with a hash of the number, its place and its tensor's name, so the
-outcome looks random and yet is the same on every machine. Plain IEEE float32 and integer operations. Normative:
-implements specs/codec.md, fidelity ``compact-writeback``. Does no I/O.
+Here the place between two neighbours is compared with a hash of the number, its place, its tensor's name and the
+snapshot's scalars, among them the step. So the outcome looks random, another time in every snapshot, and yet is the
+same on every machine. Plain IEEE float32 and integer operations. Normative: implements specs/codec.md, fidelity
+``compact-writeback``. Does no I/O.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ __all__ = [
     "HASH_SHIFTS",
     "PLACE",
     "exponent_of_steps",
-    "name_key",
     "round_short",
     "round_steps",
+    "salt_of",
     "step_exponent",
+    "tensor_key",
 ]
 
 PLACE = 0x9E3779B1  # multiplies an element's place: odd, near 2^32 over the golden ratio
@@ -39,9 +41,14 @@ MOST_STEPS = 14  # log2 of the steps that the largest delta may take: an item is
 _PLACES = (np.arange(BLOCK, dtype="<u8") * PLACE).astype("<u4")
 
 
-def name_key(name: str) -> int:
-    """Return the key of a tensor: the first four bytes of the SHA-256 of its name, little-endian."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
+def salt_of(scalars: bytes) -> bytes:
+    """Return what makes the keys of one live snapshot: the SHA-256 of its canonical scalars, which hold the step."""
+    return hashlib.sha256(scalars).digest()
+
+
+def tensor_key(name: str, salt: bytes) -> int:
+    """Return the key of a tensor: the first four bytes of the SHA-256 of salt and name, little-endian."""
+    return int.from_bytes(hashlib.sha256(salt + name.encode()).digest()[:4], "little")
 
 
 def step_exponent(delta: Array) -> int:

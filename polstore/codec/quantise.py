@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from polstore.codec.halves import to_halves
-from polstore.codec.proportion import name_key, round_short, round_steps, step_exponent
+from polstore.codec.proportion import round_short, round_steps, salt_of, step_exponent, tensor_key
 from polstore.codec.snapshot import Array, Snapshot, Tensor
 from polstore.codec.values import (
     MIN_EXPONENT,
@@ -143,6 +143,10 @@ class Quantised:
             return self.partner
         return Tensor(self.name, self.dtype, self.shape, self._values())
 
+    def forget(self) -> None:
+        """Let go of the committed tensor; it is made anew when it is asked for again."""
+        self.__dict__.pop("tensor", None)
+
     def _values(self) -> Array:
         if self.items is None:
             raise UsageError(f"quantised tensor {self.name} has no items", expected="an array", got=self.scheme.value)
@@ -237,24 +241,32 @@ def quantise_tensors(snapshot: Snapshot, base: Snapshot | None, fidelity: str) -
         raise UsageError("unknown fidelity", expected=" or ".join(FIDELITIES), got=fidelity)
     if fidelity != "lossless":
         require_subnormals()
-    return _quantise_each(snapshot.tensors, roles_of(snapshot.tensors), base, fidelity)
+    return _quantise_each(snapshot, base, fidelity)
 
 
-def _quantise_each(
-    tensors: Iterable[Tensor], roles: Iterable[Role], base: Snapshot | None, fidelity: str
-) -> Iterator[Quantised]:
-    for tensor, role in zip(tensors, roles, strict=True):
+def _quantise_each(snapshot: Snapshot, base: Snapshot | None, fidelity: str) -> Iterator[Quantised]:
+    salt = salt_of(snapshot.scalars)
+    for tensor, role in zip(snapshot.tensors, roles_of(snapshot.tensors), strict=True):
         partner = base.partner(tensor.name, tensor.dtype, tensor.shape) if base is not None else None
-        yield quantise_tensor(tensor, partner, role, fidelity)
+        yield quantise_tensor(tensor, partner, role, fidelity, salt)
 
 
-def quantise_tensor(tensor: Tensor, partner: Tensor | None, role: Role, fidelity: str) -> Quantised:
-    """Say how one tensor's committed values come about; the role is that of `roles_of`."""
+def quantise_tensor(tensor: Tensor, partner: Tensor | None, role: Role, fidelity: str, salt: bytes) -> Quantised:
+    """Say how one tensor's committed values come about.
+
+    Args:
+        tensor: the live tensor.
+        partner: the base's tensor like it, if there is one.
+        role: that of `roles_of`.
+        fidelity: one of `FIDELITIES`.
+        salt: `salt_of` the live snapshot's scalars.
+    """
     if fidelity == "lossless" or partner is None or role is Role.EXACT or tensor.data.size == 0:
         return _exact(tensor, partner)
-    rule = _compact if fidelity == "compact-writeback" else _float16
     with np.errstate(all="ignore"):  # infinities and NaN are looked for, not trapped
-        return rule(tensor, partner, role)
+        if fidelity == "compact-writeback":
+            return _compact(tensor, partner, role, tensor_key(tensor.name, salt))
+        return _float16(tensor, partner, role)
 
 
 def _exact(tensor: Tensor, partner: Tensor | None) -> Quantised:
@@ -285,10 +297,9 @@ def _float16(tensor: Tensor, partner: Tensor, role: Role) -> Quantised:
     return part if math.isfinite(_largest(part.tensor.data)) else _exact(tensor, partner)
 
 
-def _compact(tensor: Tensor, partner: Tensor, role: Role) -> Quantised:
-    """Quantise a tensor for ``compact-writeback``."""
+def _compact(tensor: Tensor, partner: Tensor, role: Role, key: int) -> Quantised:
+    """Quantise a tensor for ``compact-writeback``, given its key."""
     about = (tensor.name, tensor.dtype, tensor.shape, partner)
-    key = name_key(tensor.name)
     if role is Role.WEIGHT:
         delta = tensor.data - partner.data
         largest = _largest(delta)

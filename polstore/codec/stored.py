@@ -53,7 +53,7 @@ class Encoding(IntEnum):
     DIFFERENCE = 2  # zigzag of the difference of (ordered) integers against the base's tensor
     SCALED_DELTA = 3  # float16 bits; times 2^exponent, plus the base's tensor
     SCALED_VALUE = 4  # float16 bits; times 2^exponent
-    ROUNDED_DIFFERENCE = 5  # like DIFFERENCE, of float32 without the low 13 bits, against the base's tensor so rounded
+    ROUNDED_DIFFERENCE = 5  # like DIFFERENCE, of float32 without the low 13 bits
     STEPPED_DELTA = 6  # zigzag of 16-bit steps; times 2^exponent, plus the base's tensor
     SHORT_VALUE = 7  # float32 without the low 20 bits, its sign last
     SHORT_DIFFERENCE = 8  # like DIFFERENCE, of float32 and the base's tensor without the low 17 bits

@@ -63,7 +63,7 @@ def scale_halves(halves: Array, exponent: int, out: Array | None = None) -> Arra
 def round_mantissa(values: Array) -> Array:
     """Round float32 (1-D ``<f4``) to 10 bits of mantissa, ties to even; sign and zero are kept, nothing else becomes 0.
 
-    Defined on the bits of NaN and infinities too, where the result means nothing: frames predict from it.
+    What comes out for NaN and infinities means nothing; finite values may become infinite.
     """
     out = np.empty(values.size, "<u4")
     for start in range(0, values.size, BLOCK):

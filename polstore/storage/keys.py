@@ -32,8 +32,10 @@ __all__ = [
     "RUN",
     "SNAPSHOT",
     "STORED_SNAPSHOT",
+    "check_key",
     "check_run_name",
     "digest_key",
+    "is_run_name",
     "last_number",
     "ledger_entries",
     "ledger_entry_key",
@@ -62,6 +64,12 @@ LEDGER_ENTRY = b"E"  # SHA-256 of an origin, tree size -> index of the leaf that
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 MAX_LEVEL = MAX_INDEX.bit_length()
 NUMBER_SIZE = 8  # bytes of a number at the end of a key, or of an index in a value
+_LEDGER_SIZES = {  # bytes of a key after the table's
+    LEDGER_LEAF: NUMBER_SIZE,
+    LEDGER_NODE: 1 + NUMBER_SIZE,
+    LEDGER_HEAD: NUMBER_SIZE,
+    LEDGER_ENTRY: DIGEST_SIZE + NUMBER_SIZE,
+}
 _NUMBER = struct.Struct(">Q").pack
 _NODE_KEY = struct.Struct(">cBQ").pack
 
@@ -77,6 +85,31 @@ def check_run_name(name: str) -> str:
             "not a name for a run", expected="1 to 64 of A-Z a-z 0-9 . _ -, a letter or digit first", got=name
         )
     return name
+
+
+def is_run_name(name: str) -> bool:
+    """Return whether a run may have that name."""
+    return RUN_NAME.fullmatch(name) is not None
+
+
+def check_key(key: bytes) -> str | None:
+    """Return the run that a key belongs to, if any; raises ValueError for one that no function here makes."""
+    table, rest = key[:1], key[1:]
+    if table in (BLOB, STORED_SNAPSHOT):
+        if len(rest) != DIGEST_SIZE:
+            raise ValueError
+        return None
+    if table in _LEDGER_SIZES:
+        if len(rest) != _LEDGER_SIZES[table] or int.from_bytes(rest[-NUMBER_SIZE:], "big") > MAX_INDEX:
+            raise ValueError
+        return None
+    name, zero, numbers = rest.partition(b"\0")
+    run = name.decode("ascii")
+    sizes = {RUN: 0, LEAF: 8, NODE: 9, SNAPSHOT: 8, ROOT: 8}
+    wrong = table not in sizes or len(numbers) != sizes[table] or bool(zero) != bool(numbers) or not is_run_name(run)
+    if wrong or (numbers and int.from_bytes(numbers[-8:], "big") > MAX_INDEX):
+        raise ValueError
+    return run
 
 
 def digest_key(table: bytes, digest: bytes) -> bytes:

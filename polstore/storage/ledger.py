@@ -18,6 +18,7 @@ from polstore.wire.manifest import MAX_LEAF
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from polstore.storage.lookup import Lookup
     from polstore.storage.transaction import Handle
 
 __all__ = ["Entry", "LedgerReader", "LedgerWriter"]
@@ -39,7 +40,7 @@ class LedgerReader:
     DamagedError for what it holds damaged.
     """
 
-    def __init__(self, handle: Handle) -> None:
+    def __init__(self, handle: Lookup) -> None:
         self._handle = handle
 
     def size(self) -> int:
@@ -118,6 +119,10 @@ class LedgerReader:
 
 class LedgerWriter(LedgerReader):
     """The ledger within a transaction of `Store.write`; it reads what it has itself written."""
+
+    def __init__(self, handle: Handle) -> None:
+        super().__init__(handle)
+        self._handle: Handle = handle
 
     def append(self, entries: Sequence[Entry]) -> int:
         """Append leaves with the tree nodes that they complete, and return the index of the first.

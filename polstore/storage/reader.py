@@ -19,7 +19,7 @@ from polstore.wire.fields import DIGEST_SIZE, MAX_INDEX
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from polstore.storage.transaction import Handle
+    from polstore.storage.lookup import Lookup
 
 __all__ = ["Reader"]
 
@@ -33,7 +33,7 @@ class Reader:
     does not hold, and DamagedError for what it holds damaged.
     """
 
-    def __init__(self, handle: Handle) -> None:
+    def __init__(self, handle: Lookup) -> None:
         self._handle = handle
 
     @property
@@ -66,8 +66,9 @@ class Reader:
             yield key[1:]
 
     def runs(self) -> list[str]:
-        """Return the names of all runs, sorted."""
-        return [key[1:].decode("ascii") for key in self._handle.keys(keys.RUN)]
+        """Return the names of all runs, sorted; a damaged key that is no run's must not hide the others."""
+        names = (key[1:].decode("ascii", "replace") for key in self._handle.keys(keys.RUN))
+        return [name for name in names if keys.is_run_name(name)]
 
     def run(self, name: str) -> bytes:
         """Return a run's metadata as it was put."""
@@ -77,7 +78,10 @@ class Reader:
         """Return how many leaves a run's tree has."""
         last = self._handle.last(keys.run_prefix(keys.LEAF, run))
         if last is not None:
-            return keys.last_number(last) + 1
+            index = self._number(last)
+            if self._handle.size(keys.node_key(run, 0, index)) is None:  # a flipped bit can make it any number
+                raise DamagedError(f"leaf {index} of run {run} of store {self._handle.path} has no hash in the tree")
+            return index + 1
         self._require_run(run)
         return 0
 
@@ -161,7 +165,13 @@ class Reader:
 
     def root(self, run: str, size: int) -> bytes:
         """Return the text of the signed root over the first ``size`` leaves of a run."""
-        return self._get(keys.number_key(keys.ROOT, run, size), f"signed root over {size} leaves of run {run}")
+        what = f"signed root over {size} leaves of run {run}"
+        value = self._get(keys.number_key(keys.ROOT, run, size), what)
+        text, expected = value[:-DIGEST_SIZE], value[-DIGEST_SIZE:]
+        got = hashlib.sha256(text).digest()
+        if got != expected:
+            raise DamagedError(f"{what} of store {self._handle.path} is damaged", expected=expected, got=got)
+        return text
 
     def _get(self, key: bytes, what: str) -> bytes:
         value = self._handle.get(key)
@@ -171,7 +181,15 @@ class Reader:
 
     def _numbers(self, table: bytes, run: str) -> list[int]:
         self._require_run(run)
-        return [keys.last_number(key) for key in self._handle.keys(keys.run_prefix(table, run))]
+        return [self._number(key) for key in self._handle.keys(keys.run_prefix(table, run))]
+
+    def _number(self, key: bytes) -> int:
+        number = keys.last_number(key)
+        if number > MAX_INDEX:
+            raise DamagedError(
+                f"key {key.hex()} of store {self._handle.path} is damaged", expected="a number", got=number
+            )
+        return number
 
     def _require_run(self, run: str) -> None:
         if self._handle.size(keys.run_key(run)) is None:

@@ -97,6 +97,11 @@ class Handle:
         self._transaction = transaction
         self._ended = False
 
+    def number(self) -> int:
+        """Return the number of the transaction whose state is seen."""
+        with self._used() as transaction:
+            return int(transaction.id())
+
     def end(self) -> None:
         """Refuse all further use; does not touch LMDB."""
         self._ended = True

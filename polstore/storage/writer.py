@@ -8,6 +8,7 @@ here knows whether anything needs them: that is for `polstore.archive` to find o
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 from polstore.errors import DamagedError, ExistsError, UsageError
 from polstore.storage import keys
@@ -15,6 +16,9 @@ from polstore.storage.ledger import LedgerWriter
 from polstore.storage.reader import Reader
 from polstore.storage.records import pack_record
 from polstore.wire import merkle
+
+if TYPE_CHECKING:
+    from polstore.storage.transaction import Handle
 
 __all__ = ["MAX_LEAF", "Writer"]
 
@@ -28,14 +32,22 @@ class Writer(Reader):
     anything else of it (MissingError).
     """
 
+    def __init__(self, handle: Handle) -> None:
+        super().__init__(handle)
+        self._handle: Handle = handle
+
     @property
     def ledger(self) -> LedgerWriter:
         """The ledger, within this same transaction."""
         return LedgerWriter(self._handle)
 
-    def put_blob(self, data: bytes) -> bytes:
-        """Store a blob and return its digest, 32 bytes; a damaged copy of it is replaced."""
-        digest = hashlib.sha256(data).digest()
+    def put_blob(self, data: bytes, digest: bytes | None = None) -> bytes:
+        """Store a blob and return its digest, 32 bytes; a damaged copy of it is replaced.
+
+        A caller that has just computed the SHA-256 of these very bytes hands it over as ``digest``. It is taken at its
+        word, since every read compares the two.
+        """
+        digest = hashlib.sha256(data).digest() if digest is None else digest
         key = keys.digest_key(keys.BLOB, digest)
         if not self._handle.put(key, data) and self._handle.get(key) != data:
             self._handle.put(key, data, overwrite=True)
@@ -96,7 +108,8 @@ class Writer(Reader):
         key = keys.number_key(keys.ROOT, run, size)
         if size > count:
             raise UsageError(f"signed root of run {run}", expected=f"a tree of at most {count} leaves", got=size)
-        self._put_once(run, key, text, f"signed root over {size} leaves of run {run}")
+        value = text + hashlib.sha256(text).digest()  # without a key, nothing else here vouches for the signatures
+        self._put_once(run, key, value, f"signed root over {size} leaves of run {run}")
 
     def _put_once(self, run: str, key: bytes, value: bytes, what: str) -> None:
         self._require_run(run)

@@ -64,8 +64,9 @@ class Bundle:
         size: leaves under the signed root that the bundle was made for.
         root: that root.
         leaves: all of them: the manifest, then every segment record.
-        opened: the opened segments, ascending.
-        snapshots: descriptions of the stored snapshots that they need (specs/codec.md), by ascending state digest.
+        opened: the opened segments, ascending; none where only the records or the snapshots are shown.
+        snapshots: descriptions of the stored snapshots that they, or an audit, need (specs/codec.md), by ascending
+            state digest.
         samples: the dataset's opened samples.
         blobs: (SHA-256, length in bytes) of each blob, ascending.
     """
@@ -114,11 +115,9 @@ class Bundle:
             raise MalformedError("bundle has the wrong number of leaves", expected=size, got=len(leaves))
         opened = tuple(map(_opened, fields.array("opened", size - 1)))
         _ascending([segment.index for segment in opened], "opened segments")
-        if not opened or opened[-1].index >= size - 1:
+        if opened and opened[-1].index >= size - 1:
             raise MalformedError(
-                "opened segments of the bundle",
-                expected=f"at least one, each below {size - 1}",
-                got=[segment.index for segment in opened[-1:]],
+                "opened segments of the bundle", expected=f"each below {size - 1}", got=opened[-1].index
             )
         snapshots = _binaries(fields.array("snapshots", MAX_SNAPSHOTS), "stored snapshot", MAX_STORED_SNAPSHOT)
         samples = _samples(fields.value())

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from polstore.codec.snapshot import Snapshot
     from polverify.replay.session import Session
     from polverify.replay.settings import Setting
-    from polverify.verify import Request
+    from polverify.request import Request
 
 __all__ = ["Comparison", "variations"]
 

@@ -19,21 +19,22 @@ from polstore.codec.live.environment import detect, enter, make_deterministic
 from polstore.codec.live.randomness import preserved, seed_all, seed_cpu
 from polstore.codec.live.samples import load_batch, sample_hash
 from polstore.codec.live.state import LiveState, hyperparameters, loss_value
-from polstore.codec.quantise import quantise, replays_exactly
+from polstore.codec.quantise import quantise
 from polstore.errors import CallerError, MissingError, PolstoreError, RecipeError, ReplayError, TrainingError
 from polstore.wire import canonical
 from polstore.wire.randomness import Stream, stream_seed
 from polverify.noise import Replayed, shaken
+from polverify.replay.order import check_order
 from polverify.replay.settings import applied
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from polstore.codec.live.recipe import RecipeFile, Training
     from polstore.codec.snapshot import Snapshot
     from polstore.wire.environment import Environment
     from polstore.wire.manifest import Manifest
-    from polstore.wire.steps import Groups, Microbatch
+    from polstore.wire.steps import Groups, Microbatch, Steps
     from polverify.noise import Segment
     from polverify.replay.settings import Setting
 
@@ -52,7 +53,6 @@ class Session:
     def __init__(self, recipe: RecipeFile, manifest: Manifest, device: str) -> None:
         self._manifest = manifest
         self._device = device
-        self._exact = replays_exactly(manifest.fidelity)
         make_deterministic(device)
         enter(manifest.environment, device)
         self._recipe = recipe.load()
@@ -60,6 +60,8 @@ class Session:
         self._live = LiveState(self._training.model, self._training.optimizer, self._training.extras)
         initial = self._live.capture(0)
         self.initial_state = initial.digest()
+        self.initial_entries = {entry.name: entry for entry in initial.entries()}
+        self.initial_scalars = initial.scalars
         self.state_bytes = initial.nbytes
         self.hyperparameters = hashlib.sha256(canonical.encode(hyperparameters(self._training.optimizer))).digest()
 
@@ -90,6 +92,10 @@ class Session:
     def here(self) -> Environment:
         """Return the environment class that this process is in."""
         return detect(self._device)
+
+    def check_order(self, segments: Iterable[Steps]) -> int | None:
+        """Hold the order of samples against the one that the seed gives; see `polverify.replay.order.check_order`."""
+        return check_order(self._training.loader.batch_sampler, self._manifest.seed, segments)
 
     def replay(self, segment: Segment, progress: Callable[[int], None], *, exact: bool) -> Replayed:
         """Train one segment again; its end is quantised as committed ones are.

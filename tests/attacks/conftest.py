@@ -14,12 +14,14 @@ from polstore.publish import publish
 from polstore.reader import Run, open_archive
 from polstore.recording import record_recipe
 from polstore.storage.store import open_store
+from polstore.terminal import plain
 from polverify.time import Sources
 from polverify.verdict import Decision, Outcome, Verdict
 from polverify.verify import Request, verify
 from tests.attacks import elsewhere, forge
 from tests.attacks.forge import Evidence
 from tests.attacks.served import Archive
+from tests.schema import check_verdict
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -101,6 +103,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Judge:
         challenge: Any = None,
         ledger: bytes | None = None,
         time: Any = None,
+        audit: bool = False,
         **wishes: Any,
     ) -> Verdict:
         if evidence is not None:
@@ -110,9 +113,12 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Judge:
         assert data is not None
         path.write_bytes(data)
         wanted = forge.KEY.verifier_keys() if keys is None else keys
-        return verify(
-            Request(root, wanted, path, recipe or forge.RECIPE, challenge, ledger, time=time or Sources(), **wishes)
+        sources = time or Sources()
+        verdict = verify(
+            Request(root, wanted, path, recipe or forge.RECIPE, challenge, ledger, audit, time=sources, **wishes)
         )
+        check_verdict(plain(verdict.as_json()))
+        return verdict
 
     return judged
 

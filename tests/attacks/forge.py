@@ -36,6 +36,7 @@ from polstore.wire.segment import SegmentRecord
 from polstore.wire.steps import Microbatch, Step, Steps
 
 RECIPE = RecipeFile.read(Path(__file__).parent / "recipe.py")
+SIZED = RecipeFile.read(Path(__file__).parent / "sized_recipe.py")
 KEY = SigningKey("example.com/mallory", bytes(range(32)))
 OTHER_KEY = SigningKey("example.com/mallory", bytes(range(1, 33)))
 SEED = run_seed(5)
@@ -140,8 +141,9 @@ class Trainer:
     initial_kind: str = "seed"
     steps: int = STEPS
     every: int = EVERY
-    base: int | None = 0  # step of the snapshot that all are quantised against, as a recorder has it for short runs
     recipe_file: RecipeFile = RECIPE
+    audit: bool = False  # whether the bundle carries every snapshot
+    base: int | None = 0  # step of the snapshot that all are quantised against, as a recorder has it for short runs
     environment: Any = None  # the class that is claimed; this machine's if None
 
     def __post_init__(self) -> None:
@@ -256,7 +258,8 @@ class Trainer:
             )
             leaves.append(record.encode())
         wanted = tuple(range(len(all_steps))) if opened is None else opened
-        needed = {edge for index in wanted for edge in edges[index : index + 2]}
+        needed = set(edges) if self.audit else {edge for index in wanted for edge in edges[index : index + 2]}
+        needed |= set() if self.initial_kind == "seed" else {0}
         needed |= {base for index in wanted if (base := self.base_of(edges[index])) is not None}
         stored: dict[bytes, bytes] = {}
         for edge in needed:  # a snapshot may be stored in any way, so exactly: then nothing is rounded away
@@ -275,7 +278,7 @@ class Trainer:
             leaves=tuple(leaves),
             opened=tuple(OpenedSegment(index, ()) for index in wanted),
             snapshots=tuple(stored[digest] for digest in sorted(stored)),
-            samples=Samples(salts, multi_proof(inside, len(hashes), merkle.nodes_of(hashes))),
+            samples=Samples(salts, multi_proof(inside, len(hashes), merkle.nodes_of(hashes)) if used else ()),
             blobs=(),
         )
         return Evidence(b"", bundle, {}).with_blobs(blobs).signed(tuple(leaves))

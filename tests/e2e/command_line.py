@@ -1,5 +1,6 @@
 """Running the two command lines as a user does: in this process for speed, as a process where that is the point."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 
 from polstore.cli.main import main as polstore_main
 from polverify.cli import main as polverify_main
+from tests.schema import check_verdict
 
 BIN = Path(sys.executable).parent
 MAINS = {"polstore": polstore_main, "polverify": polverify_main}
@@ -55,6 +57,8 @@ class Shell:
             with pytest.raises(SystemExit) as ended:
                 MAINS[words[0]]()
         out, err = self._capsys.readouterr()
+        if words[:2] in (["polverify", "check"], ["polverify", "log"]) and "--json" in words and out:
+            check_verdict(json.loads(out))
         return ended.value.code, out, err
 
     def ok(self, *words):

@@ -46,7 +46,7 @@ def made(tmp_path_factory):
         for run in "ab":
             writing.commit(at["st"], [at["key"]], run, path / f"root{run}")
             writing.prove(at["st"], path / f"bundle{run}", run, segment=[0, 2])
-        cli.challenge(path / "roota", 2, at["challenge"], [at["key.pub"]])
+        cli.challenge(path / "roota", at["challenge"], random=0, key=[at["key.pub"]])
         writing.prove(at["st"], path / "answer", "a", challenge=at["challenge"])
     return path
 
@@ -86,7 +86,7 @@ FAULTS = [
     (2, "polstore record recipe.py --store st --run c --every 2 --steps -1", "--steps"),
     (2, "polstore record recipe.py --store st --run c --every 2 --seed -1", "seed"),
     (2, "polstore record recipe.py --store st --run c/d --every 2", "name for a run"),
-    (2, "polstore record recipe.py --store st --run c --every 2 --fidelity exact", "float16-writeback or lossless"),
+    (2, "polstore record recipe.py --store st --run c --every 2 --fidelity exact", "float16-writeback or compact"),
     (2, "polstore record recipe.py --store st --run c --every 2 --device nonsense", "cpu, cuda or cuda:N"),
     (2, "polstore record recipe.py --store st --run c --every 2 --config lr", "NAME=VALUE"),
     (2, "polstore record recipe.py --store st --run c --every 2 --config l-r=1", "NAME=VALUE"),
@@ -98,7 +98,26 @@ FAULTS = [
     (2, "polstore record recipe.py --store st --run a --every 2 --resume --config samples=33", "another recipe"),
     (2, "polverify challenge roota --key key.pub --segments 0 --out new", "number of segments"),
     (2, "polverify challenge roota --key key.pub --segments -1 --out new", "number of segments"),
-    (2, "polverify challenge roota --key key.pub --segments 2 --random 9 --out new", "random"),
+    (2, "polverify challenge roota --key key.pub --segments 2 --random 9 --out new", "both"),
+    (2, "polverify challenge roota --key key.pub --out new", "neither"),
+    (2, "polverify challenge roota --key key.pub --random -1 --out new", "number of random segments"),
+    (2, "polverify challenge roota --key key.pub --random 1 --segment 3 --out new", "expected 0 to 2, got 3"),
+    (2, "polverify challenge roota --key key.pub --random 1 --top 1 --out new", "--records with them"),
+    (2, "polverify challenge roota --key key.pub --random 1 --odd 1 --out new", "--records with them"),
+    (2, "polverify challenge roota --key key.pub --random 1 --records bundlea --epoch-steps 4 --out new", "--top with"),
+    (2, "polverify challenge roota --key key.pub --random 1 --nonce 99 --nonce-from-root --out new", "one source"),
+    (2, "polverify challenge roota --key key.pub --random 1 --nonce-from-cosignature key.pub --out new", "signer's"),
+    (2, "polverify plan", "neither"),
+    (2, "polverify plan roota --segments 9", "both"),
+    (2, "polverify plan --segments 0", "number of segments"),
+    (2, "polverify plan --segments 9 --share 5%", "a number like"),
+    (2, "polverify plan --segments 9 --share 0", "above 0"),
+    (2, "polverify plan --segments 9 --confidence 1.5", "above 0 and at most 1"),
+    (2, "polverify plan --segments 9 --confidence 1/0", "a number like"),
+    (2, "polverify plan --segments 9 --step-seconds 2", "--steps-per-segment with it"),
+    (2, "polstore prove --store st --run a --records --audit --out new", "shows the records too"),
+    (2, "polstore prove --store st --run a --records --segment 0 --out new", "several"),
+    (2, "polstore prove --store st --run a --challenge challenge --leaves 4 --out new", "names its root"),
     (2, "polverify challenge roota --key key.pub --segments 2 --nonce 99 --out new", "64 hex digits"),
     (2, "polverify check roota --key key.pub --bundle bundlea --recipe recipe.py --device tpu", "cpu, cuda or cuda:N"),
     # somebody else's file at fault
@@ -106,6 +125,8 @@ FAULTS = [
     (1, "polstore prove --store st --run a --challenge empty --out new", "challenge"),
     (1, "polstore prove --store st --run b --challenge challenge --out new", "another root"),
     (1, "polverify challenge bundlea --key key.pub --segments 1 --out new", "not UTF-8"),
+    (1, "polverify challenge roota --key key.pub --random 1 --records bundleb --top 1 --out new", "another root"),
+    (1, "polverify challenge roota --key key.pub --random 1 --nonce-from-cosignature key2.pub --out new", "known key"),
     (1, "polverify challenge empty --key key.pub --segments 1 --out new", "note"),
     (1, "polverify challenge roota --key key2.pub --segments 1 --out new", "no signature of a known key"),
     (1, "polverify show recipe.py", "neither a signed root nor a bundle nor a challenge"),
@@ -139,6 +160,9 @@ FAULTS = [
     (4, "polstore record recipe.py --store key.pub --run c --every 2", "not a directory"),
     (4, "polstore record recipe.py --store . --run c --every 2", "not empty and no store"),
     (4, "polstore record recipe.py --store st --run c --every 2 --config nope=1", "nope"),
+    (4, "polverify challenge roota --key key.pub --random 1 --records missing --top 1 --out new", "missing"),
+    (4, "polverify plan missing", "missing"),
+    (4, "polstore prove --store st --run a --records --leaves 3 --out new", "no signed root of that size"),
     (4, "polverify challenge missing --key key.pub --segments 1 --out new", "missing cannot be read"),
     (4, "polverify challenge st --key key.pub --segments 1 --out new", "Is a directory"),
     (4, "polverify challenge roota --key missing --segments 1 --out new", "missing"),

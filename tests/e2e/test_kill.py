@@ -1,4 +1,7 @@
-"""A recorder that is killed at any moment: its store stays whole, and resumed it ends as if nothing had happened."""
+"""A recording by command line, killed while it starts up or trains, and resumed, ends as if nothing had happened.
+
+tests/survival kills many more, at chosen moments, without loading torch for each.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,9 @@ from polstore.reader import open_archive
 from polstore.storage.store import open_store
 
 POLSTORE = Path(sys.executable).with_name("polstore")
-STEPS, EVERY = 60, 3
+STEPS, EVERY = 24, 3
 START_UPS = 2  # rounds killed before training: while torch is loaded and the dataset hashed
-ROUNDS = 8  # rounds killed while training, most of them around the writing of a snapshot
+ROUNDS = 1  # rounds killed while training
 PATIENCE = 60  # seconds for one snapshot, on a busy machine
 
 RECIPE = """
@@ -92,7 +95,7 @@ def test_a_killed_recorder_loses_nothing(tmp_path):
         if kept:
             with open_store(broken, readonly=True) as store:
                 assert not check_store(store, lambda *_: None).damages
-    assert killed >= START_UPS + ROUNDS // 2
+    assert killed
     subprocess.run(command(recipe, broken), check=True, capture_output=True)
     assert end(broken) == end(whole)
 

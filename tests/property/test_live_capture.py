@@ -38,13 +38,13 @@ def states(draw):
         if draw(st.booleans()):
             pair[1] = pair[0].copy()
         tensors[name] = pair
-    return tensors, draw(st.sampled_from((1, 7, 64)))
+    return tensors, draw(st.sampled_from((1, 7, 64))), draw(st.sampled_from((SCALARS, b"\xc0", b"\x91\x05")))
 
 
-def snapshot(arrays):
+def snapshot(arrays, scalars=SCALARS):
     ordered = sorted(arrays, key=str.encode)
     return Snapshot(
-        tuple(Tensor(name, "float32", (arrays[name].size,), arrays[name].copy()) for name in ordered), SCALARS
+        tuple(Tensor(name, "float32", (arrays[name].size,), arrays[name].copy()) for name in ordered), scalars
     )
 
 
@@ -52,14 +52,14 @@ def snapshot(arrays):
 @settings(deadline=None, max_examples=100)
 @given(drawn=states())
 def test_the_capture_gives_the_bits_of_the_reference(fidelity, drawn):
-    pairs, block = drawn
+    pairs, block, scalars = drawn
     base = snapshot({name: pair[0] for name, pair in pairs.items()})
-    before = snapshot({name: pair[1] for name, pair in pairs.items()})
+    before = snapshot({name: pair[1] for name, pair in pairs.items()}, scalars)
     live = {name: torch.from_numpy(pair[1].copy()) for name, pair in pairs.items()}
     expected = quantise(before, base, fidelity)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(lanes.BLOCK, "cpu", block)
-        captured = capture.Capture(fidelity).take(live, SCALARS, base)
+        captured = capture.Capture(fidelity).take(live, scalars, base)
     for wanted, got in zip(expected.tensors, captured.committed.tensors, strict=True):
         assert np.array_equal(bits(wanted.data), bits(got.data)), wanted.name
     left = expected if writes_back(fidelity) else before
@@ -89,14 +89,15 @@ def test_a_capture_that_the_next_one_is_taken_against_is_left_alone():
     generator = np.random.default_rng(1)
     live = {name: torch.zeros(100) for name in ("optimizer/w/exp_avg", "optimizer/w/exp_avg_sq", "parameter/w")}
     base = taker.take(live, SCALARS, None).committed
-    for _ in range(5):
+    for step in range(5):
+        scalars = bytes((step,))  # another key in every capture
         for tensor in live.values():
             tensor += torch.from_numpy(np.abs(generator.standard_normal(100)).astype("f4"))
         expected = quantise(
-            snapshot({name: tensor.numpy() for name, tensor in live.items()}), base, "compact-writeback"
+            snapshot({name: tensor.numpy() for name, tensor in live.items()}, scalars), base, "compact-writeback"
         )
         before = [tensor.data.copy() for tensor in base.tensors]
-        got = taker.take(live, SCALARS, base).committed
+        got = taker.take(live, scalars, base).committed
         assert all(np.array_equal(one, tensor.data) for one, tensor in zip(before, base.tensors, strict=True))
         assert got.digest() == expected.digest()
         base = got

@@ -12,7 +12,7 @@ from polstore.codec.frames import StoredSnapshot
 from polstore.errors import MalformedError
 from polstore.wire import canonical
 from polstore.wire.bundle import HEADER_SIZE, Bundle, OpenedSegment, Samples, parse_header
-from polstore.wire.challenge import Challenge
+from polstore.wire.challenge import Challenge, Rules
 from polstore.wire.environment import Environment
 from polstore.wire.fields import MAX_INDEX
 from polstore.wire.ledger import LedgerLeaf
@@ -121,9 +121,10 @@ def test_no_flipped_byte_of_a_bundle_or_challenge_is_accepted() -> None:
         again, valid = PARSERS[name]
         for at in range(len(valid)):
             changed = valid[:at] + bytes([valid[at] ^ 1]) + valid[at + 1 :]
-            # A challenge's origin is not part of what its nonce draws from: another one is another challenge.
+            # A challenge's origin and rules are not part of what its nonce draws from: others are another challenge.
             origin = valid.index(tiny_run.ORIGIN.encode()) if name == "challenge" else -1
-            if origin <= at < origin + len(tiny_run.ORIGIN) and name == "challenge":
+            rules = valid.index(challenge.NONCE) + len(challenge.NONCE) if name == "challenge" else -1
+            if name == "challenge" and (origin <= at < origin + len(tiny_run.ORIGIN) or rules <= at < rules + 3):
                 continue
             assert not accepted(again, changed), (name, at)
 
@@ -235,13 +236,20 @@ def test_step_records_come_back(start: int, found: tuple[Step, ...]) -> None:
 
 
 @settings(deadline=None, max_examples=100)
-@given(st.integers(1, 200), st.integers(1, 60), st.integers(0, 2), TEXTS, DIGESTS, DIGESTS)
-def test_challenges_come_back(count: int, wanted: int, fixed: int, origin: str, root: bytes, nonce: bytes) -> None:
-    random = max(min(wanted, count) - fixed, 0)
-    drawn = Challenge.draw(origin, count + 1, root, segments=wanted, random=random, nonce=nonce)
+@given(st.data(), st.integers(1, 200), st.integers(0, 60), TEXTS, DIGESTS, DIGESTS)
+def test_challenges_come_back(
+    data: st.DataObject, count: int, random: int, origin: str, root: bytes, nonce: bytes
+) -> None:
+    some = st.sets(st.integers(0, count - 1), max_size=9)
+    rules = Rules(data.draw(st.integers(1, 9)), data.draw(st.integers(0, 2**48)), data.draw(st.integers(0, 9)))
+    named, picked = data.draw(some), data.draw(some)
+    drawn = Challenge.draw(origin, count + 1, root, random=random, nonce=nonce, rules=rules, named=named, picked=picked)
     assert Challenge.parse(drawn.encode()) == drawn
-    assert len(set(drawn.segments)) == len(drawn.segments) == min(wanted, count)
-    assert all(0 <= index < count for index in drawn.segments)
+    assert set(drawn.named) == named | {0, count - 1}
+    assert set(drawn.picked) == picked - set(drawn.named)
+    assert drawn.random == min(random, drawn.population)
+    assert {*drawn.named, *drawn.picked} <= set(drawn.segments) <= set(range(count))
+    assert len(set(drawn.segments)) == len(drawn.named) + len(drawn.picked) + drawn.random
 
 
 @settings(deadline=None, max_examples=60)
@@ -253,7 +261,7 @@ def test_bundles_come_back(data: st.DataObject) -> None:
         return data.draw(st.sets(values, max_size=4).map(lambda found: tuple(sorted(found))))
 
     hashes = st.lists(DIGESTS, max_size=4).map(tuple)
-    opened = data.draw(st.sets(st.integers(0, size - 2), min_size=1).map(sorted))
+    opened = data.draw(st.sets(st.integers(0, size - 2)).map(sorted))
     bundle = Bundle(
         size=size,
         root=data.draw(DIGESTS),

@@ -38,6 +38,7 @@ class Bench:
     def __init__(self, path: Path, recipe: str = "mlp.py", device: str = "cpu"):
         self.path = path
         self.device = device
+        self.segments = ()
         self.store = path / "store"
         self.recipe = RECIPES / recipe
         self.key = path / "key"
@@ -78,13 +79,13 @@ class Bench:
             return found.leaves(found.size())
 
     def prove(self, run="r"):
-        """Sign a run and open all its segments; return the paths of root and bundle."""
+        """Sign a run and open its segments, all or those of ``self.segments``; return the paths of root and bundle."""
         root, bundle = self.path / f"{run}.root", self.path / f"{run}.bundle"
         with open_store(self.store) as store:
             root.write_bytes(commit(store, run, keyfile.load_signing_key(self.key)))
         with open_archive(self.store) as archive:
             found = archive.run(run)
-            prove(found, range(len(found.segments))).write(bundle)
+            prove(found, self.segments or range(len(found.segments))).write(bundle)
         return root, bundle
 
     def verdict(self, run="r", recipe=None):

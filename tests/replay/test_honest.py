@@ -86,6 +86,13 @@ def test_honest_recordings_are_accepted(bench: Bench, settings):
     assert verdict.claim["steps_replayed"] == settings.get("steps", 9)
 
 
+@pytest.mark.parametrize("segments", [(30,), (3, 20, 21, 39)])
+def test_compact_segments_out_of_a_long_chain_are_accepted(bench: Bench, segments):
+    bench.record(every=1, steps=40, optimizer="adamw", **COMPACT)
+    bench.segments = segments
+    assert bench.require_accepted().claim["steps_replayed"] == len(segments)
+
+
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("fidelity", ["float16-writeback", "lossless"])
 def test_thread_counts_are_entered(bench: Bench, count, fidelity):

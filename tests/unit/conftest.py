@@ -52,7 +52,7 @@ def make_run():
             optimizer=Optimizer("test.Optimizer", hashlib.sha256(hypers).digest()),
             seed=bytes(32),
             sampler="free",
-            initial=Initial("distribution", initial.digest()),
+            initial=Initial("seed", initial.digest()),
             environment=ENVIRONMENT,
             fidelity=fidelity,
             every=1,

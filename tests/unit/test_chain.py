@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import gc
 from dataclasses import replace
+from threading import Event, current_thread
 
 import numpy as np
 import pytest
 
-from polstore.codec import chain, encoding
+from polstore.codec import chain, decoding, encoding, threads
 from polstore.codec.chain import Chain
-from polstore.codec.frames import Encoding, StoredSnapshot, StoredTensor, encode
+from polstore.codec.frames import RAW, Encoding, StoredSnapshot, StoredTensor, encode
 from polstore.codec.snapshot import CARRIER, Snapshot, Tensor
 from polstore.errors import MalformedError, MissingError
 from polstore.wire.state import state_digest
@@ -224,6 +225,93 @@ def test_a_frame_of_another_tensor_is_not_noticed_and_one_of_this_tensor_is(stor
         else:
             assert stored.chain().tensor(digest, "parameter/3").entry() == record.row("parameter/3").entry
         stored.frames[frame] = good
+
+
+@pytest.mark.parametrize("portion", [1, 500, 1 << 20])
+def test_however_a_snapshot_is_shared_out_among_threads_the_outcome_is_the_same(stored, monkeypatch, portion) -> None:
+    monkeypatch.setattr(decoding, "PORTION", portion)
+    monkeypatch.setattr(threads.os, "cpu_count", lambda: 5)
+    for digest, snapshot in zip(stored.records, stored.snapshots, strict=True):
+        assert stored.chain().get(digest).digest() == digest
+        assert [t.data.tobytes() for t in stored.chain().get(digest).tensors] == [
+            t.data.tobytes() for t in snapshot.tensors
+        ]
+    digest = next(iter(stored.records))
+    bad = sorted(frames_of(stored.records[digest], "parameter/1") + frames_of(stored.records[digest], "parameter/4"))
+    for frame in bad:
+        stored.frames[frame] += b"x"
+    for _ in range(5):
+        with pytest.raises(MalformedError, match="size of a frame") as caught:
+            stored.chain().get(digest)
+        first = frames_of(stored.records[digest], "parameter/1")[0]
+        wrong = stored.frames[first]
+        assert (caught.value.expected, caught.value.got) == (f"{len(wrong) - 1} bytes", f"{len(wrong)} bytes")
+
+
+def test_the_first_error_counts_whichever_thread_is_first(monkeypatch) -> None:
+    monkeypatch.setattr(threads.os, "cpu_count", lambda: 4)
+    second_failed = Event()
+
+    def work(number: int) -> int:
+        if number == 1:
+            assert second_failed.wait(10)
+            raise MalformedError("the first")
+        if number == 2:
+            second_failed.set()
+            raise MalformedError("the second")
+        return number * number
+
+    assert threads.in_order(lambda number: number * number, range(9)) == [n * n for n in range(9)]
+    with pytest.raises(MalformedError, match="the first"):
+        threads.in_order(work, range(4))
+    assert threads.in_order(lambda _: current_thread(), [0]) == [current_thread()]
+
+
+def test_bases_are_hashed_only_when_somebody_asks_for_them(stored, monkeypatch) -> None:
+    digests = list(stored.records)
+    hashed: list[str] = []
+    original = Tensor.entry
+    monkeypatch.setattr(Tensor, "entry", lambda tensor: hashed.append(tensor.name) or original(tensor))
+    held = stored.chain(kept=4)
+    held.get(digests[3])
+    assert len(hashed) == len(stored.snapshots[3].tensors)
+    stored.asked.clear()
+    held.get(digests[1])
+    assert len(hashed) == 2 * len(stored.snapshots[3].tensors)
+    held.get(digests[1])
+    assert len(hashed) == 2 * len(stored.snapshots[3].tensors)
+    assert stored.asked == []
+
+
+@pytest.mark.parametrize("damaged", range(4))
+def test_the_damaged_snapshot_of_a_chain_is_named(stored, damaged) -> None:
+    digests = list(stored.records)
+    frame = frames_of(stored.records[digests[damaged]], "parameter/5")[0]
+    good = stored.frames[frame]
+    stored.frames[frame] = good[:1] + bytes(byte ^ 1 for byte in good[1:])
+    held = stored.chain(kept=4)
+    for _ in range(2):
+        for wanted in range(damaged, 4):
+            match = "decoded tensor|zstd"
+            if wanted != damaged:
+                match = f"snapshot {digests[damaged].hex()[:16]}, which it is stored against: .*({match})"
+            with pytest.raises(MalformedError, match=match):
+                held.get(digests[wanted])
+        for wanted in range(damaged):
+            assert held.get(digests[wanted]).digest() == digests[wanted]
+
+
+def test_a_base_that_was_only_used_is_not_handed_out_damaged(stored) -> None:
+    """Its one damaged tensor, a first moment, plays no part in what is decoded from it."""
+    digests = list(stored.records)
+    frame = frames_of(stored.records[digests[0]], "optimizer/0/exp_avg")[0]
+    good = stored.frames[frame]
+    assert good[0] == RAW
+    stored.frames[frame] = good[:1] + bytes((good[1] ^ 1,)) + good[2:]  # of the tensor's first element
+    held = stored.chain(kept=4)
+    assert held.get(digests[1]).digest() == digests[1]
+    with pytest.raises(MalformedError, match="decoded tensor optimizer/0/exp_avg:"):
+        held.get(digests[0])
 
 
 def test_an_entry_that_lies_about_its_hash_is_refused(stored) -> None:

@@ -17,18 +17,19 @@ from polstore.codec.quantise import FIDELITIES, Scheme, base_is_previous, quanti
 from polstore.codec.snapshot import CARRIER, Snapshot, Tensor
 
 COMPACT = "compact-writeback"
+SCALARS = b"\x90"
 WEIGHT, FIRST, SECOND = "parameter/w", "optimizer/w/exp_avg", "optimizer/w/exp_avg_sq"
 INF, NAN = math.inf, math.nan
 SCALES = [1.0, 1e-3, 1e-30, 1e-38, 1e-42, 1e-45, 1e30, 1e38]
 
 
-def one(values, name: str = WEIGHT) -> Snapshot:
+def one(values, name: str = WEIGHT, scalars: bytes = SCALARS) -> Snapshot:
     data = np.asarray(values, "<f4")
-    return Snapshot((Tensor(name, "float32", (data.size,), data),), b"\xc0")
+    return Snapshot((Tensor(name, "float32", (data.size,), data),), scalars)
 
 
-def run(values, base, name: str = WEIGHT) -> np.ndarray:
-    return quantise(one(values, name), one(base, name), COMPACT).tensors[0].data
+def run(values, base, name: str = WEIGHT, scalars: bytes = SCALARS) -> np.ndarray:
+    return quantise(one(values, name, scalars), one(base, name), COMPACT).tensors[0].data
 
 
 def same(a: np.ndarray, b) -> bool:
@@ -43,7 +44,8 @@ def word(value) -> int:
 
 
 def mixed(live: int, name: str, place: int) -> int:
-    key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "little")
+    salted = hashlib.sha256(SCALARS).digest() + name.encode()
+    key = int.from_bytes(hashlib.sha256(salted).digest()[:4], "little")
     x = ((live ^ key) + place * 0x9E3779B1) % 2**32
     x ^= x >> 16
     x = x * 0x85EBCA6B % 2**32
@@ -150,9 +152,14 @@ def test_places_go_on_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert proportion._hashes(words[:7], 5, 2**32 + 3).tolist() == proportion._hashes(words[:7], 5, 3).tolist()
 
 
-def test_the_name_plays_a_part() -> None:
+def test_the_name_and_the_scalars_play_a_part() -> None:
     x = np.random.default_rng(4).standard_normal(300)
     assert run(x, np.zeros(300), "parameter/a").tobytes() != run(x, np.zeros(300), "parameter/b").tobytes()
+    for name in (WEIGHT, FIRST, SECOND):
+        found = {run(x, np.zeros(300), name, scalars).tobytes() for scalars in (SCALARS, b"\xc0", b"\x91\x01")}
+        assert len(found) == 3
+    whole = quantise(one(x, scalars=b"\xc0"), one(np.zeros(300)), COMPACT)  # the base's scalars play none
+    assert whole.digest() == quantise(one(x, scalars=b"\xc0"), one(np.zeros(300), scalars=b"\xc0"), COMPACT).digest()
 
 
 # What the specification states under "What it costs".
@@ -207,27 +214,43 @@ def test_a_decay_far_below_a_step_is_not_lost() -> None:
     count = 50_000
     random = np.random.default_rng(7)
     weights = np.ones(count, "<f4")
-    for _ in range(20):
+    for step in range(20):
         noise = random.standard_normal(count).astype("<f4")
         noise[: count // 2] *= np.float32(1e-5)
         noise[count // 2 :] *= np.float32(1e-3)
         live = weights * np.float32(1 - 2e-6) + noise
-        (part,) = quantise_tensors(one(live), one(weights), COMPACT)
+        (part,) = quantise_tensors(one(live, scalars=bytes((step,))), one(weights), COMPACT)
         assert 2.0**part.exponent > 4e-5
         weights = part.tensor.data
     lost = 1 - weights[: count // 2].astype("<f8").mean()
     assert lost == pytest.approx(20 * 2e-6, rel=0.1)
 
 
-def test_the_same_bits_at_the_same_place_are_rounded_the_same_way() -> None:
-    """So a weight that only decays, by the same amount from the same value, may stay where it is: see the spec."""
-    random = np.random.default_rng(7)
-    weights = np.ones(1000, "<f4")
-    live = weights * np.float32(1 - 2e-6)
-    live[500:] += random.standard_normal(500).astype("<f4") * np.float32(1e-3)
-    first = run(live, weights)
-    assert run(live, weights).tobytes() == first.tobytes()
-    assert 0 < np.count_nonzero(first[:500] != 1) < 100
+def test_a_steady_decay_from_the_same_value_arrives() -> None:
+    """Weights that nothing moves but a decay of a fifteenth of a step: they stay, or go by one, as often as is due.
+
+    Each weight that stays has the same live word at the same place in every snapshot, so it is the snapshot's scalars
+    that make the outcome another one each time.
+    """
+    count, snapshots = 500, 200
+    kept = np.float32(1 - 2e-6)
+    decay = 1 - float(kept)
+    noise = np.random.default_rng(7).standard_normal(count).astype("<f4") * np.float32(1e-3)  # which sets the step
+    weights, step = np.ones(2 * count, "<f4"), 0.0
+    once = np.zeros(0)
+    for number in range(snapshots):
+        live = weights * kept
+        live[count:] = weights[count:] + noise
+        (part,) = quantise_tensors(one(live, scalars=bytes((number,))), one(weights), COMPACT)
+        step = 2.0**part.exponent
+        weights = part.tensor.data
+        once = weights[:count] if number == 0 else once
+    assert step > 10 * decay
+    due = count * snapshots * decay / step  # expected number of moves, each by a step: a binomial variable
+    moved = (1 - weights[:count].astype("<f8")).sum() / step
+    assert abs(moved - due) < 4 * math.sqrt(due)
+    assert np.count_nonzero(weights[:count] == 1) < count / 10  # while one snapshot moves few
+    assert np.count_nonzero(once == 1) > count * 8 / 10
 
 
 # Special values
@@ -366,8 +389,10 @@ def test_worked_example_of_the_spec() -> None:
     text = " ".join((Path(__file__).parents[2] / "specs" / "codec.md").read_text().split())
     base, live = one([1.0, -2.0, 0.5]), one([1.001, -2.0005, 0.5])
     (part,) = quantise_tensors(live, base, COMPACT)
-    assert (part.exponent, part.items.tolist()) == (-14, [16, -8, 0])
-    assert f"{proportion.name_key(WEIGHT):08x}" in text
+    assert (part.exponent, part.items.tolist()) == (-14, [17, -8, 0])
+    salt = proportion.salt_of(SCALARS)
+    assert f"`{salt.hex()[:8]}…{salt.hex()[-6:]}`" in text
+    assert f"{proportion.tensor_key(WEIGHT, salt):08x}" in text
     words = [word(value) for value in live.tensors[0].data]
     for place, value in enumerate(words):
         assert f"`{mixed(value, WEIGHT, place):08x}`" in text
@@ -380,7 +405,7 @@ def test_worked_example_of_the_spec() -> None:
         live, base = one([value], name), one([0.0], name)
         got = run([value], [0.0], name)
         assert f"{word(got[0]):08x}" == result
-        stated = f"key `{proportion.name_key(name):08x}`, hash `{mixed(word(value), name, 0):08x}`"
+        stated = f"key `{proportion.tensor_key(name, salt):08x}`, hash `{mixed(word(value), name, 0):08x}`"
         assert stated in text
         assert f"`{result}`" in text
         record, blobs, _ = encode(live, base, COMPACT)

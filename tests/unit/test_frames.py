@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import zstandard
 
-from polstore.codec import encoding, frames, planes, stored
+from polstore.codec import encoding, frames, framing, planes, stored
 from polstore.codec.frames import Encoding, StoredFrame, StoredGroup, StoredSnapshot, StoredTensor, decode, encode
+from polstore.codec.items import read_values, write_items
 from polstore.codec.quantise import FIDELITIES, Quantised, Scheme, quantise, quantise_tensors
 from polstore.codec.snapshot import CARRIER, Snapshot, Tensor, carrier_count
 from polstore.errors import DamagedError, MalformedError, PolstoreError, UsageError
@@ -127,6 +128,20 @@ def test_encodings_of_a_training_state() -> None:
     ]
 
 
+def test_rounded_differences_come_back_against_whatever_the_base_holds() -> None:
+    random = np.random.default_rng(11)
+    values = (random.integers(0, 1 << 19, 1 << 16, dtype="<u4") << 13).view("<f4")
+    partner = random.integers(0, 1 << 32, values.size, dtype="<u4")
+    for under in (partner, partner & 0xFFFFE000, partner | 0x1FFF):
+        items, out = np.empty(values.size, "<u4"), np.empty(values.size, "<f4")
+        assert write_items(Encoding.ROUNDED_DIFFERENCE, "float32", values, under.view("<f4"), items)
+        read_values(Encoding.ROUNDED_DIFFERENCE, "float32", 0, items, under.view("<f4"), out)
+        assert out.tobytes() == values.tobytes()
+        truncated = (partner & 0xFFFFE000).view("<f4")  # the low bits play no part
+        read_values(Encoding.ROUNDED_DIFFERENCE, "float32", 0, items, truncated, out)
+        assert out.tobytes() == values.tobytes()
+
+
 def test_a_chain_does_not_drift() -> None:
     base = None
     for step in range(6):
@@ -178,9 +193,37 @@ def test_encode_notices_items_that_do_not_lead_back(monkeypatch: pytest.MonkeyPa
 
 
 def test_encode_notices_frames_that_do_not_lead_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planes, "join", lambda parts: np.zeros(parts[0].size, f"<u{len(parts)}"))
-    with pytest.raises(DamagedError, match="frames do not hold"):
-        encode(training(1), training(0), WRITEBACK)
+    class Broken:
+        def decompress(self, data: bytes) -> bytes:
+            return bytes(zstandard.get_frame_parameters(data).content_size)
+
+    monkeypatch.setattr(framing.zstandard, "ZstdDecompressor", Broken)
+    with pytest.raises(DamagedError, match="frame does not hold"):
+        encode(snapshot(floats("a", np.ones(1000))), None, "lossless")
+
+
+def test_only_the_tensors_to_keep_are_held_afterwards() -> None:
+    parts = tuple(quantise_tensors(training(1), training(0), WRITEBACK))
+    base = training(0)
+    whole = frames.encode_parts(parts, SCALARS, base)
+    made = {part.name: weakref.ref(part.tensor) for part in parts if part.scheme is not Scheme.EXACT}
+    record, blobs, kept = frames.encode_parts(parts, SCALARS, base, lambda name: name.startswith("parameter/"))
+    assert (record, blobs) == whole[:2]
+    assert record.state_digest == whole[2].digest()
+    assert kept.names == ("parameter/frozen", "parameter/w")
+    assert all(tensor.entry() == whole[2].tensor(tensor.name).entry() for tensor in kept.tensors)
+    alive = {name for name, reference in made.items() if reference() is not None}
+    assert alive == {"parameter/frozen", "parameter/w"}
+    assert {"optimizer/w/exp_avg", "optimizer/w/exp_avg_sq"} <= made.keys()
+
+
+def test_what_is_the_same_in_the_base_is_not_hashed_again_and_keeps_its_own_memory() -> None:
+    again = Tensor("buffer/w", "float32", (3,), np.ones(3, "<f4"))
+    base = snapshot(Tensor("buffer/w", "float32", (3,), np.ones(3, "<f4")))
+    for fidelity in FIDELITIES:
+        (tensor,) = encode(snapshot(again), base, fidelity)[2].tensors
+        assert tensor.entry() is base.tensors[0].entry()
+        assert not np.shares_memory(tensor.data, base.tensors[0].data)
 
 
 def test_parts_are_taken_one_by_one_and_let_go_of() -> None:

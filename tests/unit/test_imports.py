@@ -44,6 +44,7 @@ def made(tmp_path_factory):
         (path / "root").write_bytes(run.signed_root())
         polstore.prove(run, [0]).write(path / "bundle")
         (path / "head").write_bytes(archive.ledger.head())
+        polstore.prove(run, [], audit=True).write(path / "audit")
     tiny_archive.make(path, runs=("unsigned",), steps=2, signed=False)
     return path
 
@@ -76,6 +77,9 @@ POLSTORE, POLVERIFY = "from polstore.cli.main import main; main()", "from polver
         (POLVERIFY, "check --help"),
         (POLVERIFY, "challenge root --key mine.pub --segments 1 --out challenge"),
         (POLVERIFY, "log head --key mine.pub --state seen"),
+        (POLSTORE, "prove --store st --run r --audit --out proof"),
+        (POLVERIFY, "challenge root --key mine.pub --random 1 --records audit --top 1 --odd 1 --out challenge"),
+        (POLVERIFY, "plan root"),
         (POLVERIFY, "show root"),
         (POLVERIFY, "show bundle"),
     ],

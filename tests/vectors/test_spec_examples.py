@@ -14,13 +14,15 @@ from polstore.wire import canonical, merkle
 from polstore.wire import note as notes
 from polstore.wire.checkpoint import open_root
 from polstore.wire.keys import KeyKind, VerifierKey
+from polstore.wire.lineage import names_blob
 from polstore.wire.policy import Policy, evidence
 from polstore.wire.randomness import sample_salt, stream_seed
 from polstore.wire.sample import sample_leaf
 from polstore.wire.state import TensorEntry, scalars_entry, state_digest
 from polstore.wire.tiles import Tile, encode_entries, encode_hashes, node_from_tiles
 from polstore.wire.tiles import tiles as tiles_of
-from tools.vectors import archive_files, challenge, ledger, signed_root, tiles, tiny_run
+from polverify.chain import drawn_for, share_of_each
+from tools.vectors import archive_files, challenge, ledger, lineage, signed_root, tiles, tiny_run
 from tools.vectors import state_digest as state_vectors
 from tools.vectors import time as time_vectors
 
@@ -115,7 +117,7 @@ def test_challenge() -> None:
     assert listings("challenge.md") == [challenge.EXAMPLE.encode(), block]
     assert f"The file, {len(challenge.EXAMPLE.encode())} bytes" in page("challenge.md")
     assert sha256(block).hexdigest() in page("challenge.md")
-    assert challenge.EXAMPLE.segments == (0,)
+    assert challenge.EXAMPLE.segments == (0, 3, 4)
 
 
 def test_bundle() -> None:
@@ -190,3 +192,15 @@ def test_live_objects_have_the_state_digest_of_the_example() -> None:
     snapshot = LiveState(model, optimizer, {"scheduler": Scheduler()}).capture(2)
     assert snapshot.digest().hex() in page("state-digest.md")
     assert snapshot.scalars == canonical.encode(state_vectors.EXAMPLE_SCALARS)
+
+
+def test_lineage() -> None:
+    text = page("lineage.md")
+    assert listings("lineage.md") == [lineage.EXAMPLE.encode()]
+    assert f"{len(lineage.EXAMPLE.encode())} bytes" in text
+    assert lineage.PARENT.state.hex() in text
+    assert f"`{names_blob(lineage.NAMES).hex()}`" in text
+    for runs in (1, 2, 5, 10, 100):
+        each = share_of_each(0.99, runs)
+        counts = " | ".join(str(drawn_for(1000, forged, each)) for forged in (10, 50, 100, 1))
+        assert f"| {runs} | {100 * each:.4g} % | {counts} |" in text

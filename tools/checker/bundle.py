@@ -59,7 +59,6 @@ def _index(value: Any) -> None:
     for index, proof in opened:
         records.integer(0, size - 2)(index)
         records.items(records.digest, 48)(proof)
-    _formed(opened, "no segment opened")
     records.ascending([index for index, _ in opened])
     records.items(records.blob(0, 2**28), 2**20)(snapshots)
     _pair(samples)
@@ -138,10 +137,14 @@ def _snapshots(stored: list[bytes], wanted: set[bytes], blobs: dict[bytes, bytes
 
 
 def _samples(case: Case, manifest: Any, used: set[int], samples: Any) -> None:
+    """Check the opened samples, of which there may be none."""
     contents = [canonical.decode(bytes.fromhex(content)) for content in case["contents"]]
     root, size = manifest[3]
     _trained(len(contents) == size, "a dataset of another size")
     _trained({index for index, _ in samples[0]} == used, "other samples opened than used")
+    if not used:
+        _trained(not samples[1], "a proof of no samples")
+        return
     leaves = [
         (index, merkle.leaf_hash(canonical.encode(["polstore/sample/v1", salt, contents[index]])))
         for index, salt in samples[0]
@@ -169,12 +172,14 @@ def check(case: Case) -> None:
         merkle.inclusion(merkle.leaf_hash(leaves[index + 1]), index + 1, size, proof, root)
     states = {0: manifest[7][1]} | {record[3]: record[5] for record in segments}
     used: set[int] = set()
-    wanted: set[bytes] = set()
+    wanted: set[bytes] = set() if manifest[7][0] == "seed" else {manifest[7][1]}
     needed = {manifest[4][1]}
     for record in (segments[index] for index in indices):
         used |= _used(record, blobs, manifest[3][1])
         needed.add(record[7])
         wanted |= {record[4], record[5]} | ({states[record[6]]} if record[6] is not None else set())
+    for record in segments if case.get("audit") else []:
+        wanted |= {record[4], record[5]}
     needed |= _snapshots(snapshots, wanted, blobs)
     _formed({digest for digest, _ in listed} == needed, "other blobs than needed")
     _samples(case, manifest, used, samples)

@@ -102,18 +102,18 @@ def _quantised(name: str, base: list[int], live: list[int]) -> list[int]:
     return [_word(value) for value in values] if all(map(isfinite, values)) else live
 
 
-def _hash(word: int, place: int, name: str) -> int:
-    mixed = ((word ^ int.from_bytes(sha256(name.encode()).digest()[:4], "little")) + place * 0x9E3779B1) % 2**32
+def _hash(word: int, place: int, key: int) -> int:
+    mixed = ((word ^ key) + place * 0x9E3779B1) % 2**32
     mixed = (mixed ^ mixed >> 16) * 0x85EBCA6B % 2**32
     mixed = (mixed ^ mixed >> 13) * 0xC2B2AE35 % 2**32
     return mixed ^ mixed >> 16
 
 
-def _short(name: str, live: list[int], dropped: int, least: int) -> list[int]:
+def _short(key: int, live: list[int], dropped: int, least: int) -> list[int]:
     result = []
     for place, word in enumerate(live):
         plain = word & 0x7FFFFFFF
-        kept = plain + (_hash(word, place, name) >> 32 - dropped) >> dropped
+        kept = plain + (_hash(word, place, key) >> 32 - dropped) >> dropped
         result.append((max(kept, least) if plain else 0) << dropped | word & 0x80000000)
     return result
 
@@ -127,12 +127,13 @@ def _step_exponent(deltas: list[float]) -> int:
     return max(top - 12 + spread - 4, top - 14, -126)
 
 
-def _compact(name: str, base: list[int], live: list[int]) -> list[int]:
+def _compact(name: str, base: list[int], live: list[int], scalars: bytes) -> list[int]:
     """Return the committed words of such a tensor under compact-writeback."""
-    key = name.rsplit("/", 1)[-1]
-    first = key in ("exp_avg", "momentum_buffer")
-    if name.startswith("optimizer/") and (first or key in SECOND_MOMENTS):
-        result = _short(name, live, 20, 0) if first else _short(name, live, 17, 1)
+    last = name.rsplit("/", 1)[-1]
+    first = last in ("exp_avg", "momentum_buffer")
+    key = int.from_bytes(sha256(sha256(scalars).digest() + name.encode()).digest()[:4], "little")
+    if name.startswith("optimizer/") and (first or last in SECOND_MOMENTS):
+        result = _short(key, live, 20, 0) if first else _short(key, live, 17, 1)
         return result if all(isfinite(_float(word)) for word in live + result) else live
     if not name.startswith("parameter/"):
         return live
@@ -144,7 +145,7 @@ def _compact(name: str, base: list[int], live: list[int]) -> list[int]:
     exponent = _step_exponent(deltas)
     values = []
     for place, (delta, word, under) in enumerate(zip(deltas, live, base, strict=True)):
-        steps = int(_rounded(_rounded(ldexp(abs(delta), -exponent)) + ldexp(_hash(word, place, name) >> 8, -24)))
+        steps = int(_rounded(_rounded(ldexp(abs(delta), -exponent)) + ldexp(_hash(word, place, key) >> 8, -24)))
         step = _rounded(ldexp(-steps if delta < 0 else steps, exponent))
         values.append(_rounded(_float(under) + step))
     return [_word(value) for value in values] if all(map(isfinite, values)) else live
@@ -278,8 +279,7 @@ def _element(tensor: Any, item: int, partner: int) -> int:
         whole = ((_ordered(partner, 32, dtype) >> 17) + step << 17) & 0xFFFFFFFF
         return (whole ^ 0x7FFFFFFF if whole >> 31 else whole) & 0xFFFE0000
     if encoding == ROUNDED_DIFFERENCE:
-        whole = (_ordered(_round_mantissa(partner), 32, dtype) >> 13) + step << 13
-        whole &= 0xFFFFFFFF
+        whole = ((_ordered(partner, 32, dtype) >> 13) + step << 13) & 0xFFFFFFFF
         return (whole ^ 0x7FFFFFFF if whole >> 31 else whole) & 0xFFFFE000
     whole = _ordered(partner, width, dtype) + step & (1 << width) - 1
     return whole ^ ((1 << (width - 1)) - 1) if dtype in FLOATS and whole >> (width - 1) else whole
@@ -323,9 +323,11 @@ def _given(tensors: list[Any], scalars: bytes) -> dict[str, Any]:
 def check(case: Case) -> None:
     """Check one case."""
     if case["kind"] == "quantise":
-        rules = {"float16-writeback": _quantised, "float16": _quantised, "compact-writeback": _compact}
         base, live = ([int.from_bytes(item, "little") for item in _cut(case[which])] for which in ("base", "live"))
-        committed = rules[case["fidelity"]](case["name"], base, live)
+        if case["fidelity"] == "compact-writeback":
+            committed = _compact(case["name"], base, live, bytes.fromhex(case["scalars"]))
+        else:
+            committed = _quantised(case["name"], base, live)
         same("committed", b"".join(word.to_bytes(4, "little") for word in committed).hex(), case["committed"])
         return
     record = parse(bytes.fromhex(case["record"]))

@@ -56,6 +56,14 @@ def vectors() -> File:
         valid("example", "the worked example: one segment of two", **_case(GOOD, [0])),
         valid("second", "the other segment, which needs three snapshots", **_case(_whole(tiny_run.bundle(1)), [1])),
         valid("both", "both segments", **_case(_whole(BOTH), [0, 1])),
+        valid("records", "no segment, for a verifier to choose by the records", **_case(_whole(tiny_run.bundle()), [])),
+        valid("audit", "no segment, but all snapshots", audit=True, **_case(_whole(tiny_run.bundle(audit=True)), [])),
+        valid(
+            "audit_opened",
+            "one segment, and all snapshots",
+            audit=True,
+            **_case(_whole(tiny_run.bundle(0, audit=True)), [0]),
+        ),
     ]
     bytes_faults: list[tuple[str, str, bytes]] = [
         ("empty", "no bytes", b""),
@@ -114,6 +122,8 @@ def _check(opened: BundleFile, case: Case) -> None:
         wanted |= {record.start_state, record.end_state}
         wanted |= set() if record.base_step is None else {state_at(records, record.base_step)}
         needed.add(record.steps)
+    for record in records if case.get("audit") else ():
+        wanted |= {record.start_state, record.end_state}
     if {digest for digest, _ in bundle.blobs} != needed | states.closure(wanted):
         raise MalformedError("blobs of the bundle")
     contents = [canonical.decode(bytes.fromhex(item), limit=2**16, what="content") for item in case["contents"]]
@@ -162,7 +172,6 @@ def _index_faults() -> list[tuple[str, str, tuple[int, ...], object]]:
         ("size_other", "a leaf less than the size says", (3, 2), REMOVE),
         ("root", "31 bytes", (2,), bytes(31)),
         ("leaf_text", "text for bytes", (3, 1), "leaf"),
-        ("opened_none", "no segment opened", (4,), ()),
         ("opened_doubled", "one segment twice", (4,), ((0, ()), (0, ()))),
         ("opened_unsorted", "segments in another order", (4,), ((1, ()), (0, ()))),
         ("opened_outside", "a segment that the tree does not have", (4, 0, 0), 2),
@@ -194,6 +203,7 @@ def _faults() -> list[tuple[str, str, type[PolstoreError], bytes, dict[str, Any]
     alone = replace(ONE, samples=Samples(salts[:1], ONE.samples.proof))
     unsalted = replace(ONE, samples=Samples(((salts[0][0], OTHER), *salts[1:]), ONE.samples.proof))
     proven = replace(ONE, samples=Samples(salts, (OTHER,)))
+    proven_nothing = replace(tiny_run.bundle(), samples=Samples((), (OTHER,)))
     changed_leaves = (tiny_run.LEAVES[0], tiny_run.LEAVES[2], tiny_run.LEAVES[1])
     records: list[tuple[str, str, type[PolstoreError], Callable[[], tuple[bytes, ...]]]] = [
         ("start_state", "a segment that starts elsewhere", ContinuityError, lambda: _second(start_state=OTHER)),
@@ -224,6 +234,9 @@ def _faults() -> list[tuple[str, str, type[PolstoreError], bytes, dict[str, Any]
         ("challenge_other", "not the segment that was asked for", ChallengeError, GOOD, {"challenge": [1]}),
         ("challenge_fewer", "one segment of the two asked for", ChallengeError, _whole(fewer), {"challenge": [0, 1]}),
         ("snapshot_unused", "a snapshot that no segment needs", MalformedError, _unused(unused), {}),
+        ("audit_missing", "an audit that lacks a snapshot", MalformedError, GOOD, {"audit": True}),
+        ("audit_unasked", "all snapshots, but no audit", MalformedError, _whole(tiny_run.bundle(0, audit=True)), {}),
+        ("records_proof", "no sample, but a proof", DataError, _whole(proven_nothing), {"challenge": []}),
         ("blob_unused", "an empty blob that nothing needs", MalformedError, _headed(_index(blobs=added), BLOBS), {}),
         ("blob_missing", "the step records are left out", MalformedError, _without(record.steps), {}),
         ("sample_missing", "a sample of the segment is not opened", DataError, _whole(alone), {}),

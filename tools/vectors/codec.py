@@ -24,6 +24,7 @@ __all__ = ["run", "vectors"]
 FIDELITY = "float16-writeback"
 COMPACT = "compact-writeback"
 SCALARS = b"\x90"
+OTHER_SCALARS = b"\x91\x01"
 ZSTD_RUN_OF_100_ZEROS = bytes.fromhex("28b52ffd206423030000")  # one block that repeats a byte
 ZSTD_OF_100_ZEROS = bytes.fromhex("28b52ffd206445000010000001003f012c")
 WEIGHT, FIRST, SECOND = "parameter/w", "optimizer/w/exp_avg", "optimizer/w/exp_avg_sq"
@@ -50,7 +51,7 @@ def run(case: Case) -> None:
 
 def _one(case: Case, data: bytes) -> Snapshot:
     tensor = Tensor(case["name"], "float32", tuple(case["shape"]), np.frombuffer(data, "<f4"))
-    return Snapshot((tensor,), SCALARS)
+    return Snapshot((tensor,), bytes.fromhex(case["scalars"]))
 
 
 def _base(case: Case) -> Snapshot | None:
@@ -141,13 +142,27 @@ def _quantised() -> Iterator[Case]:
     ]
     for row in compact:
         yield _quantise(COMPACT, *row)
+    for identifier, name, live, base in (
+        ("compact-weight-other-scalars", WEIGHT, *example),
+        ("compact-first-other-scalars", FIRST, [0x3F880000] * 16, [0] * 16),
+        ("compact-second-other-scalars", SECOND, [0x3F810000] * 16, [0] * 16),
+    ):
+        yield _quantise(COMPACT, identifier, "another snapshot, another key", name, live, base, OTHER_SCALARS)
 
 
 _ONES = [0x3F800000] * 19
 
 
-def _quantise(fidelity: str, identifier: str, comment: str, name: str, live: list[int], base: list[int]) -> Case:
-    before, after = (Snapshot((_floats(name, words),), SCALARS) for words in (base, live))
+def _quantise(
+    fidelity: str,
+    identifier: str,
+    comment: str,
+    name: str,
+    live: list[int],
+    base: list[int],
+    scalars: bytes = SCALARS,
+) -> Case:
+    before, after = (Snapshot((_floats(name, words),), scalars) for words in (base, live))
     return valid(
         identifier,
         comment,
@@ -155,6 +170,7 @@ def _quantise(fidelity: str, identifier: str, comment: str, name: str, live: lis
         fidelity=fidelity,
         name=name,
         shape=[len(live)],
+        scalars=scalars.hex(),
         base=before.tensors[0].data.tobytes().hex(),
         live=after.tensors[0].data.tobytes().hex(),
         committed=quantise(after, before, fidelity).tensors[0].data.tobytes().hex(),
@@ -173,6 +189,7 @@ def _stored() -> list[Case]:
     return [
         _case("stored-example", "the worked example", good, base, frames),
         _case("stored-every-encoding", "six encodings, 7 dtypes", many.encode(), many_base, many_frames),
+        _case("stored-rounded", "against a base whose low 13 bits count for nothing", *_rounded()),
         _case("stored-compact", "the encodings of compact-writeback", *_compact()),
         _case("stored-compact-example", "the worked example of compact-writeback", *_compact_example()),
         _case("stored-compact-overflow", "a step of 2^124 times 16 384, of which nothing comes", *_steps_overflow()),
@@ -230,6 +247,13 @@ def _all_encodings(step: int) -> Snapshot:
         ),
         SCALARS,
     )
+
+
+def _rounded() -> tuple[bytes, Snapshot, dict[bytes, bytes]]:
+    base = Snapshot((_floats(SECOND, [0x322BDFFF, 0x322BDFFF, 0xFFFFFFFF, 0x80000001]),), SCALARS)
+    live = Snapshot((_floats(SECOND, [0x322BCC77, 0x322BF000, 0x322BCC77, 0x00000001]),), SCALARS)
+    record, frames, _ = encode(live, base, FIDELITY)
+    return record.encode(), base, frames
 
 
 def _compact() -> tuple[bytes, Snapshot, dict[bytes, bytes]]:

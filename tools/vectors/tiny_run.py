@@ -129,10 +129,11 @@ BLOBS = {
 assert all(blob[0] == 0 for _, found, _ in _STORED for blob in found.values()), "a frame is not raw"
 
 
-def bundle(*opened: int) -> Bundle:
-    """Return the bundle that opens these segments."""
+def bundle(*opened: int, audit: bool = False) -> Bundle:
+    """Return the bundle that opens these segments; for an audit, with every snapshot."""
     used = sorted(set().union(*(STEPS[index].samples() for index in opened)))
-    states = {0} | {number for index in opened for number in (index, index + 1)}
+    states = {number for index in opened for number in (0, index, index + 1)}
+    states |= set(range(len(SNAPSHOTS))) if audit else set()
     stored = sorted((SNAPSHOTS[number] for number in states), key=lambda record: record.state_digest)
     digests = {RECORDS[index].steps for index in opened} | {MANIFEST.optimizer.hyperparameters}
     digests |= {digest for record in stored for digest in record.blobs}
@@ -146,7 +147,7 @@ def bundle(*opened: int) -> Bundle:
         snapshots=tuple(record.encode() for record in stored),
         samples=Samples(
             tuple((index, sample_salt(DATASET_SALT, index)) for index in used),
-            multi_proof(used, len(HASHES), merkle.nodes_of(HASHES)),
+            multi_proof(used, len(HASHES), merkle.nodes_of(HASHES)) if used else (),
         ),
         blobs=tuple((digest, len(BLOBS[digest])) for digest in sorted(digests)),
     )

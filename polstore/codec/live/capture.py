@@ -16,6 +16,7 @@ import torch
 from polstore.codec.live.arrays import dtype_name, to_host, to_torch
 from polstore.codec.live.lanes import Lane, Row, Workspace
 from polstore.codec.live.rules import LARGEST, rule_for
+from polstore.codec.proportion import salt_of
 from polstore.codec.quantise import (
     Quantised,
     Role,
@@ -100,8 +101,9 @@ class Capture:
             if base is None or known != self._known:
                 self._arrange([(name, tensors[name].detach()) for name in names], base)
                 self._known = known
-            parts, arrived, rest = self._fused()
-            parts.update((row.name, self._by_reference(row, role)) for row, role in rest)
+            salt = salt_of(scalars)
+            parts, arrived, rest = self._fused(salt)
+            parts.update((row.name, self._by_reference(row, role, salt)) for row, role in rest)
         return Captured(tuple(parts[name] for name in names), scalars, arrived)
 
     def _arrange(self, tensors: Sequence[tuple[str, torch.Tensor]], base: Snapshot | None) -> None:
@@ -124,14 +126,14 @@ class Capture:
             if (rule := rule_for(self._fidelity, role)) is not None
         ]
 
-    def _by_reference(self, row: Row, role: Role) -> Quantised:
+    def _by_reference(self, row: Row, role: Role, salt: bytes) -> Quantised:
         """Quantise a tensor on the host."""
-        part = quantise_tensor(to_host(row.name, row.live), row.partner, role, self._fidelity)
+        part = quantise_tensor(to_host(row.name, row.live), row.partner, role, self._fidelity, salt)
         if self._writes_back and part.scheme is not Scheme.EXACT:
             row.live.copy_(to_torch(part.tensor))
         return part
 
-    def _fused(self) -> tuple[dict[str, Quantised], tuple[torch.cuda.Event, ...], list[tuple[Row, Role]]]:
+    def _fused(self, salt: bytes) -> tuple[dict[str, Quantised], tuple[torch.cuda.Event, ...], list[tuple[Row, Role]]]:
         """Quantise the tensors of each lane together, and return besides which ones only the reference can do."""
         parts: dict[str, Quantised] = {}
         arrived = []
@@ -153,7 +155,7 @@ class Capture:
                 lane = whole.only(ordinary)
                 exponents = lane.rule.exponents(lane, peaks)
                 items = self._items(lane, lane.workspace.values.device)
-                lane.quantise(exponents, items, write_back=self._writes_back)
+                lane.quantise(exponents, salt, items, write_back=self._writes_back)
                 if items.is_cuda:
                     items = self._items(lane, PINNED).copy_(items, non_blocking=True)
                     event = torch.cuda.Event()  # type: ignore[no-untyped-call]

@@ -126,8 +126,11 @@ class Rule(Protocol):
     def exponents(self, lane: Lane, peaks: Sequence[float]) -> list[int]:
         """Return the exponent of each tensor's scale."""
 
-    def apply(self, lane: Lane, block: Block, exponents: Sequence[int], items: torch.Tensor) -> None:
-        """Turn the values of a block, of a tensor less its base, into committed ones, and fill in its items."""
+    def apply(self, lane: Lane, block: Block, exponents: Sequence[int], salt: bytes, items: torch.Tensor) -> None:
+        """Turn the values of a block, of a tensor less its base, into committed ones, and fill in its items.
+
+        The salt is that of the snapshot (`polstore.codec.proportion.salt_of`).
+        """
 
     def array(self, items: torch.Tensor) -> Array:
         """Return items on the host as `Quantised` wants them."""
@@ -174,14 +177,14 @@ class Lane:
                 peaks[run.number] = peak
         return peaks
 
-    def quantise(self, exponents: Sequence[int], items: torch.Tensor, *, write_back: bool) -> None:
+    def quantise(self, exponents: Sequence[int], salt: bytes, items: torch.Tensor, *, write_back: bool) -> None:
         """Fill the items of all tensors, one after the other, and put the committed values into the live ones."""
         start = 0
         for block in self.blocks:
             own = items[start : start + block.values.numel()]
             start += own.numel()
             block.load()
-            self.rule.apply(self, block, exponents, own)
+            self.rule.apply(self, block, exponents, salt, own)
             if write_back:
                 block.write_back()
         for row, flat in self._strided if write_back else ():

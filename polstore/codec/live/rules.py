@@ -17,7 +17,7 @@ from polstore.codec.proportion import (
     HASH_SHIFTS,
     PLACE,
     exponent_of_steps,
-    name_key,
+    tensor_key,
 )
 from polstore.codec.quantise import Role, Scheme, exponent_of
 from polstore.codec.values import DROPPED_BITS, SHORT_DIFFERENCE_BITS, SHORT_VALUE_BITS
@@ -87,7 +87,7 @@ class _Halves(_OfValues):
     def exponents(self, lane: Lane, peaks: Sequence[float]) -> list[int]:  # noqa: ARG002
         return [exponent_of(peak) for peak in peaks]
 
-    def apply(self, lane: Lane, block: Block, exponents: Sequence[int], items: torch.Tensor) -> None:  # noqa: ARG002
+    def apply(self, lane: Lane, block: Block, exponents: Sequence[int], salt: bytes, items: torch.Tensor) -> None:  # noqa: ARG002
         scales = [exponents[run.number] for run in block.runs]
         torch._foreach_mul_(block.views, [2.0**-scale for scale in scales])
         items.copy_(block.values)  # rounds to nearest
@@ -103,7 +103,7 @@ class _Rounded(_OfBits):
 
     scheme = Scheme.ROUNDED
 
-    def apply(self, lane: Lane, block: Block, exponents: Sequence[int], items: torch.Tensor) -> None:  # noqa: ARG002
+    def apply(self, lane: Lane, block: Block, exponents: Sequence[int], salt: bytes, items: torch.Tensor) -> None:  # noqa: ARG002
         word, odd = block.values.view(torch.int32), block.words
         vanishing = (word > 0) & (word <= HALF) if word.min() <= HALF else None
         torch.bitwise_right_shift(word, DROPPED_BITS, out=odd)
@@ -144,9 +144,9 @@ class _Steps(_OfValues):
             numbers[run.number] += count
         return [exponent_of_steps(*each) for each in zip(tops, sums, numbers, strict=True)]
 
-    def apply(self, lane: Lane, block: Block, exponents: Sequence[int], items: torch.Tensor) -> None:
+    def apply(self, lane: Lane, block: Block, exponents: Sequence[int], salt: bytes, items: torch.Tensor) -> None:
         scales = [exponents[run.number] for run in block.runs]
-        _hash(lane, block)
+        _hash(lane, block, salt)
         words, between = block.words, block.more.view(torch.float32)
         words >>= 8
         words &= 0xFFFFFF
@@ -172,8 +172,8 @@ class _Short(_OfBits):
         self.scheme = scheme
         self._dropped = dropped
 
-    def apply(self, lane: Lane, block: Block, exponents: Sequence[int], items: torch.Tensor) -> None:  # noqa: ARG002
-        _hash(lane, block)
+    def apply(self, lane: Lane, block: Block, exponents: Sequence[int], salt: bytes, items: torch.Tensor) -> None:  # noqa: ARG002
+        _hash(lane, block, salt)
         word, rounded = block.values.view(torch.int32), block.words
         rounded >>= 32 - self._dropped
         rounded &= (1 << self._dropped) - 1
@@ -204,14 +204,15 @@ class _ShortSigned(_Short):
         pass
 
 
-def _hash(lane: Lane, block: Block) -> None:
+def _hash(lane: Lane, block: Block, salt: bytes) -> None:
     """Fill the block's words with the hashes of its live values, as `polstore.codec.proportion` defines them."""
     x, shifted = block.words, block.more
     start = 0
     for run in block.runs:
         own = x[start : start + run.live.numel()]
         start += own.numel()
-        torch.bitwise_xor(run.live.view(torch.int32), _signed(name_key(lane.rows[run.number].name)), out=own)
+        key = tensor_key(lane.rows[run.number].name, salt)
+        torch.bitwise_xor(run.live.view(torch.int32), _signed(key), out=own)
         torch.add(own, lane.workspace.numbers[: own.numel()], alpha=_signed(PLACE), out=own)
         own += _signed(run.start * PLACE)
     for bits, factor in zip(HASH_SHIFTS, (*HASH_FACTORS, None), strict=True):

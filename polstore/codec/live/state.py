@@ -101,6 +101,22 @@ class LiveState:
             )
         return step
 
+    def inherit(self, snapshot: Snapshot) -> tuple[str, ...]:
+        """Take over the model's parameters and buffers that ``snapshot`` has under the same name, shape and dtype.
+
+        Everything else stays as it was built, optimizer and extras included. Returns the names, sorted.
+        """
+        live: dict[str, torch.Tensor] = {f"parameter/{name}": t for name, t in self.model.named_parameters()}
+        live.update({f"buffer/{name}": tensor for name, tensor in self.model.named_buffers()})
+        names = []
+        with torch.no_grad():
+            for name in sorted(live, key=str.encode):
+                found = snapshot.partner(name, dtype_name(name, live[name]), tuple(live[name].shape))
+                if found is not None:
+                    live[name].copy_(to_torch(found))
+                    names.append(name)
+        return tuple(names)
+
     def versions(self) -> int:
         """Return a number that grows whenever a parameter or buffer is written in place."""
         return sum(t._version for t in (*self.model.parameters(), *self.model.buffers()))  # no public way
