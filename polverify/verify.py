@@ -488,6 +488,7 @@ class Verification:
             steps_replayed=sum(result.end_step - result.start_step for result in passed),
             steps_trained=self.records[-1].end_step,
             bytes_moved=self.file.size,
+            tolerated=sum(result.tolerated for result in passed),
         )
 
     def chosen(self) -> dict[int, str]:

@@ -14,6 +14,7 @@ import torch
 
 from polstore.recording import run_seed
 from polverify.distance import Criterion
+from polverify.report import render
 from polverify.verdict import Decision, Outcome
 from tests.attacks import forge
 from tests.attacks.elsewhere import RECIPE, Elsewhere
@@ -179,3 +180,27 @@ def test_evaluation_of_the_opened_snapshots(tolerant, judge):
     trainer.live.restore(trainer.snapshots[6])
     assert values[2]["end"] == trainer.recipe.evaluate(trainer.training)
     assert {result.outcome for result in verdict.segments} == {Outcome.PASSED}
+
+
+def test_power_says_how_many_segments_are_within_tolerance_only(tolerant):
+    evidence = Elsewhere(config=CONV, fidelity="lossless", **SHORT).run()
+    verdict = tolerant(evidence)
+    tolerated = sum(result.tolerated for result in verdict.segments)
+    assert verdict.decision is Decision.ACCEPT, verdict.reason
+    assert tolerated > 0
+    assert verdict.power.tolerated == tolerated
+    assert (verdict.power.fixed, verdict.power.steps_replayed) == (3, 6)
+    assert any(line.startswith(f"{tolerated} of the replayed segments catch only") for line in verdict.power.lines())
+    undecided = tolerant(evidence, tolerant=False)
+    assert undecided.decision is Decision.INCONCLUSIVE
+    assert (undecided.power.fixed, undecided.power.tolerated, undecided.power.steps_replayed) == (0, 0, 0)
+
+
+def test_the_report_shows_the_tensors_that_are_nearest_to_their_tolerance(tolerant):
+    verdict = tolerant(Elsewhere(config=CONV, fidelity="lossless", **SHORT).run())
+    listed = tolerance(verdict, 1)["tensors"]
+    assert 0 < len(listed) <= 20
+    assert listed[0]["epsilon"] <= listed[0]["bound"]
+    parts = [each["epsilon"] / each["bound"] for each in listed if each["epsilon"]]
+    assert parts == sorted(parts, reverse=True)
+    assert listed[0]["name"] in render(verdict.as_json())

@@ -74,6 +74,7 @@ def accepted(segments: int = 390, every: int = 10, opened: int = 24) -> dict[str
             "one_bad_segment": 0.0567,
             "concatenation": {"top": 0, "norms": "claims", "by_drawing": 0.0567, "with_top": 0.0567},
             "steps_replayed": opened * every, "steps_trained": segments * every, "bytes_moved": 75_608_100,
+            "tolerated": 0,
         },
         "coverage": coverage,
         "losses": losses,
