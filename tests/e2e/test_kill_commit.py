@@ -72,7 +72,8 @@ def test_killed_commits_lose_and_fork_nothing(tmp_path):
         for child in children:
             child.send_signal(signal.SIGKILL)
         for child in children:
-            out, err = child.communicate()
+            with child:  # `communicate` would pass over what `readline` has buffered
+                out, err = child.stdout.read(), child.stderr.read()
             assert child.returncode == -signal.SIGKILL, err
             seen += [line for line in out.splitlines(keepends=True) if line.endswith("\n")]
         assert all(seen)
