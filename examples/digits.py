@@ -40,3 +40,14 @@ def step(training, batches):
     training.optimizer.step()
     training.extras["scheduler"].step()
     return loss
+
+
+def evaluate(training):
+    training.model.eval()
+    images, labels = (tensor.to(training.context) for tensor in training.loader.dataset.tensors)
+    with torch.no_grad():
+        outputs = training.model(images)
+    return {
+        "loss": functional.cross_entropy(outputs, labels).item(),
+        "accuracy": (outputs.argmax(1) == labels).float().mean().item(),
+    }

@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from polstore.wire.environment import Environment
 
-__all__ = ["narrow"]
+__all__ = ["NARROWEST", "narrow"]
 
 CAPABILITY = {"AVX2": "avx2", "DEFAULT": "default"}  # as torch reports it -> what makes a wider processor use it
 LIMITS = {  # variables that a class records as flags -> the values that narrow
     "ONEDNN_MAX_CPU_ISA": frozenset({"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE"}),
     "MKL_ENABLE_INSTRUCTIONS": frozenset({"SSE4_2", "AVX", "AVX2", "AVX512"}),
 }
+
+NARROWEST = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}  # what every processor can enter
 
 
 def narrow(recorded: Environment) -> None:

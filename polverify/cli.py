@@ -1,4 +1,4 @@
-"""The command `polverify`: challenge, plan, check, report, chain, log, show.
+"""The command `polverify`: challenge, plan, check, calibrate, report, chain, log, show.
 
 Exit codes: 0 ACCEPT or fine, 1 REJECT, 2 wrong usage, 3 INCONCLUSIVE, 4 the caller's side at fault, 130 interrupted.
 """
@@ -27,7 +27,9 @@ from polstore.wire.lineage import MAX_LINEAGE
 from polstore.wire.note import MAX_NOTE
 from polstore.wire.tlog_proof import MAX_FILE
 from polverify.asking import challenge, plan
+from polverify.calibrate import SETTINGS, calibrate
 from polverify.chain import OwnVerdict, check_chain
+from polverify.distance import Criterion
 from polverify.fetch import DEFAULT_MAX_BYTES, is_archive
 from polverify.log import check_log
 from polverify.options import AsJson, SignedRoot
@@ -44,6 +46,8 @@ from polverify.trust import (
     TsaCertificates,
     TsaRoots,
     load_keys,
+    own_calibration,
+    reference_distances,
     time_sources,
     trusted_keys,
     verifier_policy,
@@ -64,6 +68,8 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help: boxes cut option names, and show switches as if they took a value
     add_completion=False,
 )
+
+Device = Annotated[str, typer.Option(metavar="D", help="Where to replay: cpu, cuda, cuda:1.")]
 
 
 class Audit(Enum):
@@ -116,7 +122,6 @@ def check(
     audit: Annotated[
         Audit, typer.Option(help="full: compute every norm again; the bundle is from polstore prove --audit.")
     ] = Audit.OPENED,
-    device: Annotated[str, typer.Option(metavar="D", help="Where to replay: cpu, cuda, cuda:1.")] = "cpu",
     lineage: Annotated[
         Path | None, typer.Option(metavar="LINEAGE", help="Evidence for the run's parent, from polstore lineage.")
     ] = None,
@@ -129,6 +134,30 @@ def check(
         Path | None,
         typer.Option(metavar="PROOF", help="Proof that the ledger has that root, as polstore log prove wrote it."),
     ] = None,
+    device: Device = "cpu",
+    tolerant: Annotated[
+        bool,
+        typer.Option(
+            "--tolerant",
+            help="Where a replay cannot be bit-exact (another environment class, fidelity float16): measure the noise "
+            "of the segment by some more replays, and compare within it.",
+        ),
+    ] = False,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Noise measured before, by polverify calibrate; your own file."),
+    ] = None,
+    delta: Annotated[
+        float | None, typer.Option(metavar="X", help="Apply the paper's criterion too: reject a segment with ε > X.")
+    ] = None,
+    metric: Annotated[str, typer.Option(metavar="M", help="Metric of --delta and --dref: l1, l2, linf or cos.")] = "l2",
+    dref: Annotated[
+        str | None,
+        typer.Option(metavar="X|FILE", help="Normalise ε by this number, or by d_ref of this calibration."),
+    ] = None,
+    evaluate: Annotated[
+        bool, typer.Option("--evaluate", help="Run the recipe's own evaluation on the opened snapshots.")
+    ] = False,
     key: Keys = None,
     name: KeyName = None,
     policy: PolicyFile = None,
@@ -156,6 +185,7 @@ def check(
         raise UsageError("--segment", expected="a static archive as --bundle", got=bundle)
     if audit is Audit.FULL and remote:
         raise UsageError("--audit full", expected="a bundle from polstore prove --audit", got="a static archive")
+    noise = None if calibration is None else own_calibration(calibration)
     with terminal.progress() as progress, terminal.recipe_at_work():
         request = Request(
             signed_root=read_file(signed_root, MAX_NOTE),
@@ -167,6 +197,11 @@ def check(
             audit=audit is Audit.FULL,
             device=device,
             time=sources,
+            tolerant=tolerant,
+            calibration=noise,
+            d_ref=reference_distances(dref, metric, noise),
+            criterion=None if delta is None else Criterion(delta, metric),
+            evaluate=evaluate,
             policy=verifier_policy(policy) or VerifierPolicy(),
             now=int(time.time()),
             lineage=None if lineage is None else read_file(lineage, MAX_LINEAGE),
@@ -189,6 +224,51 @@ def check(
     else:
         _print(verdict)
     raise typer.Exit(verdict.exit_code)
+
+
+@app.command("calibrate")
+def calibrate_noise(
+    signed_root: SignedRoot,
+    bundle: Annotated[Path, typer.Option(metavar="BUNDLE", help="Bundle, as polstore prove wrote it.")],
+    recipe: Annotated[
+        Path, typer.Option(metavar="RECIPE", help="Your own copy of the recipe. It is executed: read it first.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Calibration to write.")],
+    settings: Annotated[
+        str | None,
+        typer.Option(metavar="A,B,…", help=f"Settings to try, of {', '.join(SETTINGS)}; all that matter if left out."),
+    ] = None,
+    dref: Annotated[
+        int | None, typer.Option(metavar="STEPS", help="Measure the paper's d_ref too: train twice for so many steps.")
+    ] = None,
+    device: Device = "cpu",
+    key: Keys = None,
+    name: KeyName = None,
+    policy: PolicyFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure how far rounding alone leads, for check --calibration.
+
+    Replays the opened segments that cannot be bit-exact here under several settings, in processes of its own.
+    """
+    keys, trusted = trusted_keys(key, name, policy)
+    with terminal.progress() as progress:
+        request = Request(
+            signed_root=read_file(signed_root, MAX_NOTE),
+            keys=keys,
+            bundle=bundle,
+            recipe=RecipeFile.read(recipe),
+            device=device,
+            time=time_sources(trusted, None, None, None),
+            policy=verifier_policy(policy) or VerifierPolicy(),
+            now=int(time.time()),
+            progress=progress,
+        )
+        found = calibrate(request, None if settings is None else settings.split(","), dref)
+    write_atomic(out, found.encode())
+    if as_json:
+        terminal.emit(found.encode().decode().rstrip())
+    terminal.note(f"measured the noise of {len(found.segments)} segments in {out}")
 
 
 @app.command()
@@ -333,6 +413,8 @@ def _print(verdict: Verdict) -> None:
         terminal.emit(f"{verdict.decision.name}: {terminal.text(verdict.reason)}")
         for item in verdict.checks:
             terminal.emit(f"{item.number:2} {item.name}: {MARKS[item.outcome][0]}: {terminal.text(item.detail)}")
+        for line in _figures(verdict):
+            terminal.emit(line)
         for warning in verdict.warnings:
             terminal.emit(f"note: {terminal.text(warning)}")
         for line in verdict.power.lines() if verdict.power is not None else ():
@@ -349,7 +431,27 @@ def _print(verdict: Verdict) -> None:
     color = {"ACCEPT": "bold green", "REJECT": "bold red"}.get(verdict.decision.name, "bold yellow")
     console.print(Text.assemble((verdict.decision.name, color), " ", terminal.text(verdict.reason)))
     console.print(table)
+    for line in _figures(verdict):
+        console.print(Text(line))
     for warning in verdict.warnings:
         console.print(Text(f"note: {terminal.text(warning)}", "dim"))
     for line in verdict.power.lines() if verdict.power is not None else ():
         console.print(Text(f"power: {line}"))
+
+
+def _figures(verdict: Verdict) -> list[str]:
+    """Return a line for each segment that was measured: ε in the paper's terms, and the recipe's own evaluation."""
+    lines = []
+    for segment in verdict.segments:
+        epsilon = segment.measured.get("epsilon")
+        if epsilon is not None and any(epsilon["raw"].values()):
+            kinds = [f"{kind} {_numbers(epsilon[kind])}" for kind in ("raw", "normalised") if epsilon[kind]]
+            lines.append(f"segment {segment.index}: ε {'; '.join(kinds)}")
+        for end, values in segment.measured.get("evaluation", {}).items():
+            step = segment.start_step if end == "start" else segment.end_step
+            lines.append(f"segment {segment.index}: evaluation after step {step}: {_numbers(values)}")
+    return lines
+
+
+def _numbers(values: Mapping[str, float]) -> str:
+    return ", ".join(f"{terminal.text(name)} {value:.4g}" for name, value in values.items())

@@ -63,6 +63,8 @@ class Power:
         steps_replayed: optimizer steps.
         steps_trained: optimizer steps of the run.
         bytes_moved: length of the bundle.
+        tolerated: of the fixed and drawn ones, those whose replay is within a measured tolerance and not bit for bit;
+            there only forgeries beyond the tolerance are caught.
     """
 
     segments: int
@@ -75,6 +77,7 @@ class Power:
     steps_replayed: int
     steps_trained: int
     bytes_moved: int
+    tolerated: int = 0
 
     def against(self, forged: int) -> float:
         """Return the probability that a run with so many forged segments would have been caught.
@@ -121,6 +124,7 @@ class Power:
             "steps_replayed": self.steps_replayed,
             "steps_trained": self.steps_trained,
             "bytes_moved": self.bytes_moved,
+            "tolerated": self.tolerated,
         }
 
     def lines(self) -> list[str]:
@@ -131,11 +135,13 @@ class Power:
         )
         one, part = percent(self.against(1)), self.steps_replayed / max(self.steps_trained, 1)
         drawn = f"{self.drawn} of {self.population} drawn"
+        within = f"{self.tolerated} of the replayed segments catch only what exceeds the tolerance measured for them"
         return [
             f"a forged run is caught with probability {shares}, {one} with one bad segment ({drawn})",
             self._about_top(),
             f"{self.steps_replayed} of {self.steps_trained} steps replayed ({percent(part)})",
             f"{self.bytes_moved} bytes moved",
+            *([within] if self.tolerated else []),
         ]
 
     def _about_top(self) -> str:

@@ -12,14 +12,20 @@ from polverify.policy import VerifierPolicy
 from polverify.time import Sources
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from polstore.codec.live.recipe import RecipeFile
     from polstore.wire.challenge import Challenge
     from polstore.wire.keys import VerifierKey
+    from polverify.calibration import Calibration
+    from polverify.distance import Criterion
 
-__all__ = ["Request"]
+__all__ = ["Request", "silent"]
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Show no progress."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,11 @@ class Request:
         time: whom the verifier believes about times.
         policy: what the verifier allows and requires besides.
         now: the verifier's clock, seconds since 1970, for a policy that limits the age of evidence; or None.
+        tolerant: whether to measure the noise of segments whose replay cannot be bit-exact here, and compare within it.
+        calibration: noise that was measured before, on this machine.
+        d_ref: the paper's reference distance by metric, as far as it is known.
+        criterion: the paper's criterion, to be applied as well.
+        evaluate: whether to run the recipe's own evaluation on the opened snapshots.
         progress: told (what is being done, done, in all).
     """
 
@@ -61,4 +72,9 @@ class Request:
     time: Sources = field(default_factory=Sources)
     policy: VerifierPolicy = field(default_factory=VerifierPolicy)
     now: int | None = None
-    progress: Callable[[str, int, int], None] = lambda _what, _done, _total: None
+    tolerant: bool = False
+    calibration: Calibration | None = None
+    d_ref: Mapping[str, float] = field(default_factory=dict)
+    criterion: Criterion | None = None
+    evaluate: bool = False
+    progress: Callable[[str, int, int], None] = silent

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["States"]
 
-KEPT = 3  # decoded snapshots: a segment's base, start and end
+KEPT = 4  # decoded snapshots: a segment's base, start and end, and what its start was quantised against
 
 
 class States:

@@ -1,4 +1,4 @@
-"""Whom a verifier trusts, as the command line says it: keys, a policy file, time authorities.
+"""What a verifier trusts, as the command line says it: keys, a policy file, time authorities, measured noise.
 
 `--policy` takes either kind of policy: a file whose name ends in ``.toml`` is the verifier's policy (specs/policy.md),
 which may name a tlog-policy of its own; any other is a C2SP tlog-policy (specs/time.md). Everything here is the
@@ -16,6 +16,9 @@ from polstore import keyfile
 from polstore.errors import CallerError, ProofError, UsageError
 from polstore.files import read_file
 from polstore.wire.policy import MAX_POLICY, Policy
+from polverify.calibration import MAX_BYTES as MAX_CALIBRATION
+from polverify.calibration import Calibration
+from polverify.distance import METRICS, check_d_ref
 from polverify.policy_file import SUFFIX, load_policy
 from polverify.time import Sources
 
@@ -35,6 +38,8 @@ __all__ = [
     "TsaCertificates",
     "TsaRoots",
     "load_keys",
+    "own_calibration",
+    "reference_distances",
     "time_sources",
     "trusted_keys",
     "verifier_policy",
@@ -153,6 +158,33 @@ def time_sources(
         tuple(found for path in roots or () for found in _own(path, MAX_PEM, load_certificates)),
         tuple(found for path in certificates or () for found in _own(path, MAX_PEM, load_certificates)),
     )
+
+
+def own_calibration(path: Path) -> Calibration:
+    """Read a calibration; raises `MissingError` or `CallerError`."""
+    return Calibration.parse(read_file(path, MAX_CALIBRATION))
+
+
+def reference_distances(given: str | None, metric: str, noise: Calibration | None) -> dict[str, float]:
+    """Return the paper's d_ref by metric: a number for ``metric``, or those of a calibration, or none.
+
+    Raises:
+        UsageError: a number that cannot be divided by, or an unknown metric.
+        MissingError, CallerError: as `own_calibration`; a calibration without d_ref.
+    """
+    if metric not in METRICS:
+        raise UsageError("metric", expected=" or ".join(METRICS), got=metric)
+    if given is None:
+        return {} if noise is None or noise.d_ref is None else dict(noise.d_ref.distances)
+    try:
+        found = {metric: float(given)}
+    except ValueError:
+        measured = own_calibration(Path(given)).d_ref
+        if measured is None:
+            raise CallerError(f"calibration {given}", expected="a measured d_ref", got="none") from None
+        found = dict(measured.distances)
+    check_d_ref(found)
+    return found
 
 
 def _own(path: Path, limit: int, parse: Callable[[bytes], _Value]) -> _Value:

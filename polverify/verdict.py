@@ -49,13 +49,34 @@ class Check:
 
 @dataclass(frozen=True)
 class SegmentResult:
-    """What the replay of one segment came to."""
+    """What the replay of one segment came to.
+
+    Attributes:
+        index: number of the segment.
+        start_step: its first step.
+        end_step: the step after its last one.
+        outcome: what it came to.
+        detail: one line.
+        measured: figures as plain data, each where it was measured: ``epsilon``, ``tolerance``, ``evaluation``
+            (specs/tolerance.md).
+    """
 
     index: int
     start_step: int
     end_step: int
     outcome: Outcome
     detail: str
+    measured: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def tolerated(self) -> bool:
+        """Whether it passed, but not bit for bit."""
+        return self.outcome is Outcome.PASSED and "tolerance" in self.measured
+
+    def values(self) -> list[tuple[str, float]]:
+        """Return what the recipe's own evaluation gave, at both ends."""
+        ends = self.measured.get("evaluation", {})
+        return [pair for end in ends.values() for pair in end.items()]
 
 
 @dataclass(frozen=True)
@@ -112,6 +133,7 @@ class Verdict:
                     "end_step": segment.end_step,
                     "outcome": segment.outcome.value,
                     "detail": segment.detail,
+                    **segment.measured,
                 }
                 for segment in self.segments
             ],

@@ -7,13 +7,11 @@ loosens a check. Torch is loaded at check 5, once everything that can be known w
 
 from __future__ import annotations
 
-import hashlib
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from polstore.codec.quantise import FIDELITIES, replays_exactly
+from polstore.codec.quantise import FIDELITIES
 from polstore.errors import (
     ChallengeError,
     MalformedError,
@@ -38,24 +36,25 @@ from polverify.coverage import coverage, losses
 from polverify.data import check_samples, check_steps
 from polverify.lineage import check_link
 from polverify.log import Entered, check_entry
+from polverify.opened import ended, evaluated, put_together
 from polverify.power import Power
-from polverify.request import Request
+from polverify.request import Request, silent
 from polverify.states import States
 from polverify.time import gather
 from polverify.verdict import Check, Decision, Outcome, SegmentResult, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-    from polstore.codec.snapshot import Snapshot
     from polstore.wire.checkpoint import Checkpoint, OpenedRoot
     from polstore.wire.keys import VerifierKey
     from polstore.wire.segment import SegmentRecord
     from polstore.wire.steps import Steps
     from polverify.lineage import Link
+    from polverify.noise import Segment
     from polverify.replay.session import Session
 
-__all__ = ["Request", "verify"]
+__all__ = ["Request", "Verification", "prepared", "silent", "verify"]
 
 STATE_FACTOR = 16  # largest decoded state over the recipe's initial one, which lacks only what the optimizer adds
 STATE_SLACK = 64 * 2**20  # bytes on top of that, for small models
@@ -73,11 +72,30 @@ def verify(request: Request) -> Verdict:
     Raises:
         CallerError: the verifier's own side is at fault: a missing file, a recipe that fails here, too little memory.
     """
-    return _Verification(request).run()
+    return Verification(request).run()
+
+
+@contextmanager
+def prepared(request: Request) -> Iterator[Verification]:
+    """Make checks 0 to 9, and yield what they established, for replays of the opened segments.
+
+    Raises:
+        ProofError: a check failed.
+        CallerError: as for `verify`.
+    """
+    verification = Verification(request)
+    try:
+        for _, _, check in verification.plan():
+            if check == verification.replay:
+                break
+            check()
+        yield verification
+    finally:
+        verification.close()
 
 
 @dataclass
-class _Verification:
+class Verification:
     """The state of one verification, which each check adds to."""
 
     request: Request
@@ -95,8 +113,9 @@ class _Verification:
     steps: dict[int, Steps] = field(init=False)
     session: Session = field(init=False)
 
-    def run(self) -> Verdict:
-        plan = (
+    def plan(self) -> tuple[tuple[int, str, Callable[[], tuple[Outcome, str]]], ...]:
+        """Return number, name and method of every check, in order."""
+        return (
             (0, "well-formed bundle", self.well_formed),
             (1, "signature", self.signature),
             (2, "time", self.time),
@@ -110,9 +129,12 @@ class _Verification:
             (10, "replay", self.replay),
             (11, "plausibility", self.plausibility),
         )
+
+    def run(self) -> Verdict:
+        """Make the checks and add up."""
         fault: str | None = None
         try:
-            for number, name, check in plan:
+            for number, name, check in self.plan():
                 if fault is not None:
                     self.checks.append(Check(number, name, Outcome.NOT_MADE, "a check before it failed"))
                     continue
@@ -123,9 +145,13 @@ class _Verification:
                     outcome, detail = Outcome.FAILED, str(error)
                 self.checks.append(Check(number, name, outcome, detail))
         finally:
-            if hasattr(self, "file"):
-                self.file.close()
+            self.close()
         return self.verdict(fault)
+
+    def close(self) -> None:
+        """Close the bundle."""
+        if hasattr(self, "file"):
+            self.file.close()
 
     def well_formed(self) -> tuple[Outcome, str]:
         """[check 0] The bundle is one, whole and nothing else."""
@@ -229,6 +255,8 @@ class _Verification:
 
     def initial_state(self) -> tuple[Outcome, str]:
         """[check 5] The initial state is what the seed gives, a parent's, or drawn as initial weights are."""
+        if self.request.calibration is not None:
+            self.request.calibration.require_recipe(self.request.recipe.digest)
         narrow(self.manifest.environment)
         from polverify.replay.session import Session  # loads torch, which must not happen sooner
 
@@ -386,7 +414,7 @@ class _Verification:
         return "their order re-derived from the seed"
 
     def replay(self) -> tuple[Outcome, str]:
-        """[check 10] Training each opened segment again leads to the committed state, bit for bit."""
+        """[check 10] Training each opened segment again leads to its committed end, bit for bit or within tolerance."""
         opened = [self.records[segment.index] for segment in self.file.bundle.opened]
         if not opened:
             return Outcome.UNDECIDED, "no segment is opened, so nothing was replayed"
@@ -395,67 +423,26 @@ class _Verification:
         for record in opened:
             self.results.append(self.replay_segment(record, before, total))
             before += record.end_step - record.start_step
+        if self.request.evaluate:
+            self.results = evaluated(self.results, opened, self.session, self.states, self.request.progress)
         passed = [result for result in self.results if result.outcome is Outcome.PASSED]
         self.claim["steps_replayed"] = sum(result.end_step - result.start_step for result in passed)
-        undecided = [result for result in self.results if result.outcome is Outcome.UNDECIDED]
-        if undecided:
-            return Outcome.UNDECIDED, f"segment {undecided[0].index}: {undecided[0].detail}"
-        return Outcome.PASSED, f"{len(opened)} segments, {total} steps of {self.records[-1].end_step}, bit for bit"
+        return ended(self.results, self.records[-1].end_step, self.warnings)
 
     def replay_segment(self, record: SegmentRecord, before: int, total: int) -> SegmentResult:
-        """Replay one segment. In another environment class nothing can be said, and nothing is."""
-        differences = self.session.differences(record.environment)
-        if differences:
-            detail = "another environment class: " + "; ".join(differences)
-            return SegmentResult(record.index, record.start_step, record.end_step, Outcome.UNDECIDED, detail)
-        base = None if record.base_step is None else self.states.get(state_at(self.records, record.base_step))
-        end = self.session.replay(
-            record,
-            self.states.get(record.start_state),
-            base,
-            self.steps[record.index],
+        """Replay one segment and decide it (`polverify.replay.comparison`)."""
+        from polverify.replay.comparison import Comparison  # loads torch
+
+        comparison = Comparison(self.session, self.request, self.manifest.fidelity)
+        return comparison.decide(
+            self.segment(record),
+            lambda: self.states.get(record.end_state),
             lambda done: self.request.progress("replaying", before + done, total),
         )
-        if end.digest() != record.end_state:
-            if not replays_exactly(self.manifest.fidelity):
-                return self.approximate(record, end)
-            raise ReplayError(
-                f"segment {record.index}, state after step {record.end_step} ({self.mismatch(record, end)})",
-                expected=record.end_state,
-                got=end.digest(),
-            )
-        return SegmentResult(
-            record.index, record.start_step, record.end_step, Outcome.PASSED, "state digests are equal"
-        )
 
-    def approximate(self, record: SegmentRecord, end: Snapshot) -> SegmentResult:
-        """Say what can be said where training went on from other values than were committed: nothing of the numbers."""
-        committed = self.states.get(record.end_state)
-        name = f"segment {record.index}, state after step {record.end_step}"
-        if end.scalars != committed.scalars:
-            raise ReplayError(
-                f"{name}: scalars",
-                expected=hashlib.sha256(committed.scalars).digest(),
-                got=hashlib.sha256(end.scalars).digest(),
-            )
-        ours, theirs = ([(t.name, t.dtype, t.shape) for t in state.tensors] for state in (end, committed))
-        if ours != theirs:
-            first = next(pair for pair in zip_longest(theirs, ours) if pair[0] != pair[1])
-            raise ReplayError(f"{name}: tensors", expected=first[0], got=first[1])
-        detail = (
-            f"fidelity {self.manifest.fidelity} needs a tolerance, which this version does not have: training went on "
-            "from other values than were committed"
-        )
-        return SegmentResult(record.index, record.start_step, record.end_step, Outcome.UNDECIDED, detail)
-
-    def mismatch(self, record: SegmentRecord, end: Snapshot) -> str:
-        """Say where a replayed state differs from the committed one."""
-        committed = self.states.get(record.end_state)
-        theirs = {entry.name: entry for entry in committed.entries()}
-        names = [entry.name for entry in end.entries() if theirs.get(entry.name) != entry]
-        if not names:
-            return "scalars differ"
-        return f"{len(names)} tensors differ, the first is {names[0]}"
+    def segment(self, record: SegmentRecord) -> Segment:
+        """Put together what a replay of one segment needs."""
+        return put_together(record, self.records, self.steps[record.index], self.states, self.manifest.fidelity)
 
     def plausibility(self) -> tuple[Outcome, str]:
         """[check 11] Norms are those of the snapshots, and moments are looked at where no replay has decided."""
@@ -501,6 +488,7 @@ class _Verification:
             steps_replayed=sum(result.end_step - result.start_step for result in passed),
             steps_trained=self.records[-1].end_step,
             bytes_moved=self.file.size,
+            tolerated=sum(result.tolerated for result in passed),
         )
 
     def chosen(self) -> dict[int, str]:
@@ -529,7 +517,9 @@ class _Verification:
             decision, reason = Decision.INCONCLUSIVE, f"check 12 (verdict): {lacking}"
         else:
             decision = Decision.ACCEPT
-            reason = f"{len(self.results)} of {len(self.records)} segments replayed bit for bit"
+            tolerated = sum(result.tolerated for result in self.results)
+            how = f"within tolerance ({len(self.results) - tolerated} bit for bit)" if tolerated else "bit for bit"
+            reason = f"{len(self.results)} of {len(self.records)} segments replayed {how}"
         policy = self.request.policy
         outcomes = {result.index: result.outcome.value for result in self.results}
         return Verdict(

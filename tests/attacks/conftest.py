@@ -18,7 +18,7 @@ from polstore.terminal import plain
 from polverify.time import Sources
 from polverify.verdict import Decision, Outcome, Verdict
 from polverify.verify import Request, verify
-from tests.attacks import forge
+from tests.attacks import elsewhere, forge
 from tests.attacks.forge import Evidence
 from tests.attacks.served import Archive
 from tests.schema import check_verdict
@@ -104,7 +104,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Judge:
         ledger: bytes | None = None,
         time: Any = None,
         audit: bool = False,
-        **options: Any,
+        **wishes: Any,
     ) -> Verdict:
         if evidence is not None:
             root = evidence.root if root is None else root
@@ -115,7 +115,7 @@ def judge(tmp_path_factory: pytest.TempPathFactory) -> Judge:
         wanted = forge.KEY.verifier_keys() if keys is None else keys
         sources = time or Sources()
         verdict = verify(
-            Request(root, wanted, path, recipe or forge.RECIPE, challenge, ledger, audit, time=sources, **options)
+            Request(root, wanted, path, recipe or forge.RECIPE, challenge, ledger, audit, time=sources, **wishes)
         )
         check_verdict(plain(verdict.as_json()))
         return verdict
@@ -143,3 +143,22 @@ def rejects(judge: Judge) -> Rejects:
         return number
 
     return rejected
+
+
+@pytest.fixture
+def _left_as_it_was() -> Iterator[None]:
+    """A verifier enters the recorded class; the next test is to begin in this machine's own."""
+    threads, onednn = torch.get_num_threads(), torch.backends.mkldnn.enabled
+    yield
+    torch.set_num_threads(threads)
+    torch.backends.mkldnn.set_flags(onednn)
+
+
+@pytest.fixture
+def tolerant(judge: Judge, _left_as_it_was: None) -> Judge:
+    """Judge a run of `tests.attacks.elsewhere` with a tolerance."""
+
+    def judged(evidence: Any, **wishes: Any) -> Any:
+        return judge(evidence, recipe=elsewhere.RECIPE, **({"tolerant": True} | wishes))
+
+    return judged

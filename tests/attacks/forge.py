@@ -144,6 +144,7 @@ class Trainer:
     recipe_file: RecipeFile = RECIPE
     audit: bool = False  # whether the bundle carries every snapshot
     base: int | None = 0  # step of the snapshot that all are quantised against, as a recorder has it for short runs
+    environment: Any = None  # the class that is claimed; this machine's if None
 
     def __post_init__(self) -> None:
         seed_initial(SEED)
@@ -161,7 +162,9 @@ class Trainer:
 
     def draw(self, number: int) -> tuple[int, ...]:
         """Choose the samples of a step."""
-        return tuple(int(index) for index in self.order.choice(len(self.dataset), 8, replace=False))
+        return tuple(
+            int(index) for index in self.order.choice(len(self.dataset), self.training.loader.batch_size, replace=False)
+        )
 
     def used(self, number: int, indices: tuple[int, ...]) -> tuple[int, ...]:
         """What the step is trained on; the record says ``indices``."""
@@ -224,7 +227,7 @@ class Trainer:
     def assemble(self, all_steps: list[Steps], edges: list[int], opened: tuple[int, ...] | None) -> Evidence:
         hashes = dataset_hashes(self.commit_dataset(), SALT, lambda _done, _all: None)
         kind = type(self.training.optimizer)
-        environment = detect("cpu")
+        environment = self.environment or detect("cpu")
         blobs = {hashlib.sha256(data).digest(): data for data in (self.hyperparameters,)}
         manifest = Manifest(
             run=RUN,

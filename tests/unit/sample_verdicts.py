@@ -74,6 +74,7 @@ def accepted(segments: int = 390, every: int = 10, opened: int = 24) -> dict[str
             "one_bad_segment": 0.0567,
             "concatenation": {"top": 0, "norms": "claims", "by_drawing": 0.0567, "with_top": 0.0567},
             "steps_replayed": opened * every, "steps_trained": segments * every, "bytes_moved": 75_608_100,
+            "tolerated": 0,
         },
         "coverage": coverage,
         "losses": losses,
@@ -106,7 +107,12 @@ def in_another_class() -> dict[str, Any]:
             {"name": f"parameter/layer{layer}.weight", "epsilon": 1e-7 * (layer + 1) * (number + 1), "bound": 5e-6}
             for layer in range(8)
         ]
-        segment |= {"tolerance": {"tensors": tensors}, "epsilon": {"raw": {"l2": 1e-6}}}
+        segment["tolerance"] = {
+            "settings": ["threads", "rounding-1"], "compared": {"parameter": 0.99}, "bounded": [], "bounded_count": 0,
+            "worst": tensors[-1]["name"], "worst_error": tensors[-1]["epsilon"], "worst_floors": 9.5,
+            "worst_share": 0.01, "largest_tolerance": 0.03, "tensors": tensors,
+        }  # fmt: skip
+        segment["epsilon"] = {"raw": {"l1": 1e-5, "l2": 1e-6, "linf": 1e-7, "cos": 1e-12}, "normalised": {"l2": 1e-4}}
         segment["evaluation"] = {"start": {"accuracy": 0.8}, "end": {"accuracy": 0.82}}
     verdict["segments"][-1]["outcome"] = verdict["coverage"][-1]["outcome"] = "undecided"
     verdict["coverage"][9] |= {"l2": "nan", "l1": "inf", "linf": 0.0, "cos": -1e-17}

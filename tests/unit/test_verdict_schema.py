@@ -31,6 +31,8 @@ def test_samples_are_described(name):
         (("checks", 0, "number"), True),
         (("segments", 0, "index"), -1),
         (("segments", 0, "tolerance"), {"tensors": [{"name": "a", "epsilon": 1.0}]}),
+        (("segments", 0, "epsilon"), {"raw": {"l3": 1.0}, "normalised": {}}),
+        (("segments", 0, "evaluation"), {"start": {"accuracy": 1.0}}),
         (("coverage", 0, "opened"), "somebody"),
         (("coverage", 0, "l2"), "many"),
         (("losses", 0), [1]),

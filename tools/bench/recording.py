@@ -23,6 +23,7 @@ import torch
 import polstore
 from polstore.codec.live.recipe import RecipeFile
 from polstore.recording import record_recipe
+from polverify.noise import Segment
 from polverify.replay.session import Session
 from tools.bench.table import Result, compared, save, show
 
@@ -121,9 +122,9 @@ def _replay(recipe: RecipeFile, run: Run, rounds: int) -> list[float]:
         base = None if record.base_step is None else run.state(record.base_step)
         steps = run.steps(record.index)
         began = time.perf_counter()
-        replayed = session.replay(record, start, base, steps, lambda _done: None)
+        replayed = session.replay(Segment(record, steps, start, base), lambda _done: None, exact=True)
         times.append(time.perf_counter() - began)
-        if replayed.digest() != end:
+        if replayed.end.digest() != end:
             sys.exit(f"segment {record.index} did not replay: nothing that was measured here counts")
     return times[1:]
 

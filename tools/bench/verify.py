@@ -23,6 +23,7 @@ import polstore
 from polstore.codec.live.recipe import RecipeFile
 from polstore.codec.norms import distances
 from polstore.recording import record_recipe
+from polverify.noise import Segment
 from polverify.replay.session import Session
 from tools.bench.recording import EXAMPLES, PLAIN, SEED, WORKLOADS, Workload
 from tools.bench.table import Result, compared, save, show
@@ -102,10 +103,11 @@ class _Ours:
     def check(self, record: SegmentRecord) -> None:
         start = self._run.snapshot(record.start_state)
         base = None if record.base_step is None else self._run.state(record.base_step)
-        end = self._session.replay(record, start, base, self._run.steps(record.index), lambda _done: None)
-        if end.digest() != record.end_state:
+        segment = Segment(record, self._run.steps(record.index), start, base)
+        replayed = self._session.replay(segment, lambda _done: None, exact=True)
+        if replayed.end.digest() != record.end_state:
             sys.exit(f"segment {record.index} did not replay: nothing that was measured here counts")
-        distances(start, end)
+        distances(start, replayed.end)
 
 
 class _Paper:

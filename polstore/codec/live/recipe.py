@@ -2,10 +2,12 @@
 
     def build(device: str, **config) -> polstore.Training: ...
     def step(training: polstore.Training, batches: Iterator[Batch]) -> loss: ...
+    def evaluate(training: polstore.Training) -> dict[str, float]: ...  # may be left out
 
 ``build`` is called with the generators seeded. ``step`` takes as many batches as one optimizer step needs (more than
-one to accumulate gradients) and leaves the training ready for the next. A recipe is executed: only ever one that its
-user has at hand. Implements specs/run-records.md, section "Recipe".
+one to accumulate gradients) and leaves the training ready for the next. ``evaluate`` measures how good the model is,
+with the generators seeded; it is called last, for ``polverify check --evaluate``. A recipe is executed: only ever one
+that its user has at hand. Implements specs/run-records.md, section "Recipe".
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import types
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from polstore.errors import MissingError, PolstoreError, TrainingError
+from polstore.errors import MissingError, PolstoreError, TrainingError, UsageError
 from polstore.files import read_file
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["RecipeFile", "Training"]
 
 MAX_RECIPE = 16 * 2**20  # bytes; a file that somebody is to review
+MAX_VALUES = 64  # of one evaluation: a line or two of a verdict
+MAX_NAME = 64  # characters of the name of one
 
 
 @dataclass
@@ -79,7 +83,7 @@ class RecipeFile:
         for name in ("build", "step"):
             if not callable(getattr(module, name, None)):
                 raise TrainingError(f"{self.path} is no recipe", expected="functions build and step", got=f"no {name}")
-        return Recipe(self.path, module.build, module.step)
+        return Recipe(self.path, module.build, module.step, getattr(module, "evaluate", None))
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ class Recipe:
     path: Path
     build_function: Callable[..., Training]
     step: Callable[[Training, Iterator[Any]], Any]
+    evaluate_function: Callable[[Training], Mapping[str, float]] | None = None
 
     def build(self, device: str, config: Mapping[str, Any]) -> Training:
         """Build the training; the caller seeds the generators first. Raises `TrainingError`."""
@@ -103,3 +108,22 @@ class Recipe:
         if not isinstance(training, Training):
             raise TrainingError(f"recipe {self.path}, build", expected="a polstore.Training", got=type(training))
         return training
+
+    def evaluate(self, training: Training) -> dict[str, float]:
+        """Run the recipe's own evaluation.
+
+        Raises:
+            UsageError: it has none.
+            TrainingError: it fails, or returns something else than numbers by name.
+        """
+        if self.evaluate_function is None:
+            raise UsageError(f"recipe {self.path} cannot evaluate", expected="a function evaluate", got="none")
+        try:
+            found = {name: float(value) for name, value in self.evaluate_function(training).items()}
+        except PolstoreError:
+            raise
+        except Exception as error:
+            raise TrainingError(f"recipe {self.path}, evaluate: {type(error).__name__}: {error}") from error
+        if not all(isinstance(name, str) and len(name) <= MAX_NAME for name in found) or len(found) > MAX_VALUES:
+            raise TrainingError(f"recipe {self.path}, evaluate", expected="a few numbers by name", got=list(found)[:8])
+        return found
