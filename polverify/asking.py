@@ -17,6 +17,7 @@ from polstore.wire.challenge import nonce_from_root as nonce_from_root_of
 from polstore.wire.checkpoint import OpenedRoot, open_root, parse_text
 from polstore.wire.note import MAX_NOTE
 from polstore.wire.note import parse as parse_note
+from polstore.wire.policy import log_keys
 from polverify.bundle_file import BundleFile
 from polverify.challenge import choose, odd_states, random_of, read_records, witness_nonce
 from polverify.options import AsJson, SignedRoot
@@ -83,8 +84,7 @@ def challenge(
     if epoch_steps and not top:
         raise UsageError("--epoch-steps", expected="--top with it", got="no --top")
     keys, trusted = trusted_keys(key, name, policy)
-    logs = () if trusted is None else [log.key for log in trusted.logs]
-    opened = open_root(read_file(signed_root, MAX_NOTE), keys, any_of=logs)
+    opened = open_root(read_file(signed_root, MAX_NOTE), keys, any_of=log_keys(trusted))
     source, value = _nonce(opened, nonce, nonce_from_cosignature, weak=nonce_from_root)
     head, rules = opened.checkpoint, Rules(top, epoch_steps, odd)
     if head.size < 2:

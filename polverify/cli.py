@@ -25,6 +25,7 @@ from polstore.wire.challenge import Challenge
 from polstore.wire.ledger import MAX_CONSISTENCY_BYTES
 from polstore.wire.lineage import MAX_LINEAGE
 from polstore.wire.note import MAX_NOTE
+from polstore.wire.policy import log_keys
 from polstore.wire.tlog_proof import MAX_FILE
 from polverify.asking import challenge, plan
 from polverify.calibrate import SETTINGS, calibrate
@@ -313,7 +314,7 @@ def log(
         read_file(head, MAX_NOTE),
         keys,
         state,
-        any_of=() if trusted is None else [log.key for log in trusted.logs],
+        any_of=log_keys(trusted),
         consistency=None if consistency is None else read_file(consistency, MAX_CONSISTENCY_BYTES),
         not_before=None if max_age is None else int(time.time()) - max_age,
     )
@@ -348,7 +349,7 @@ def chain(
         [read_file(path, MAX_LINEAGE) for path in lineages],
         keys,
         [_own_verdict(path) for path in verdict or []],
-        any_of=() if trusted is None else [log.key for log in trusted.logs],
+        any_of=log_keys(trusted),
         confidence=confidence,
     )
     if as_json:

@@ -32,7 +32,8 @@ from polstore.wire.note import MAX_NOTE
 from polstore.wire.note import parse as parse_note
 from polstore.wire.note import verify as verify_note
 from polstore.wire.tlog_proof import TlogProof
-from polverify.verdict import Check, Decision, Outcome, Verdict
+from polverify.checks import make_checks
+from polverify.verdict import Decision, Outcome, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -195,24 +196,14 @@ class _Comparison:
         self.consistency = consistency
         self.not_before = not_before
         self.kept = _kept(state)
-        self.checks: list[Check] = []
         self.warnings: list[str] = []
         self.claim: dict[str, Any] = {}
 
     def run(self) -> Verdict:
-        fault: str | None = None
-        plan = ((1, "signature", self.signature), (2, "ledger", self.ledger), (3, "time", self.time))
-        for number, name, check in plan:
-            if fault is not None:
-                self.checks.append(Check(number, name, Outcome.NOT_MADE, "a check before it failed"))
-                continue
-            try:
-                outcome, detail = check()
-            except ProofError as error:
-                fault = f"check {number} ({name}): {error}"
-                outcome, detail = Outcome.FAILED, str(error)
-            self.checks.append(Check(number, name, outcome, detail))
-        compared = self.checks[1]
+        checks, fault = make_checks(
+            ((1, "signature", self.signature), (2, "ledger", self.ledger), (3, "time", self.time))
+        )
+        compared = checks[1]
         if fault is not None:
             decision, reason = Decision.REJECT, fault
         elif compared.outcome is Outcome.UNDECIDED:
@@ -221,7 +212,7 @@ class _Comparison:
             decision, reason = Decision.ACCEPT, compared.detail
             if self.kept is None or self.kept.checkpoint != self.new:
                 write_atomic(self.state, self.head)
-        return Verdict(decision, reason, tuple(self.checks), self.claim, warnings=tuple(self.warnings))
+        return Verdict(decision, reason, tuple(checks), self.claim, warnings=tuple(self.warnings))
 
     def signature(self) -> tuple[Outcome, str]:
         """[check 1] Every given key has signed the head, and it is the head of their ledger."""
@@ -249,7 +240,7 @@ class _Comparison:
         if new.size > old.size and old.size and self.consistency is None:
             return Outcome.UNDECIDED, f"no consistency proof from {old.size} to {new.size} leaves was given"
         try:
-            check_extension(self.kept, self.opened, self.keys, self.consistency)
+            check_extension(self.kept, self.opened, self.opened.keys, self.consistency)
         except ProofError:
             self._keep_evidence()
             raise

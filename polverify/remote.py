@@ -43,6 +43,7 @@ from polstore.wire.checkpoint import MAX_SIZE, open_root
 from polstore.wire.fields import DIGEST_SIZE
 from polstore.wire.manifest import Manifest
 from polstore.wire.multi_proof import multi_proof, verify_multi_proof
+from polstore.wire.policy import log_keys
 from polstore.wire.segment import SegmentRecord
 from polstore.wire.steps import MAX_HYPERPARAMETERS, MAX_STEPS_BLOB, Steps
 from polstore.wire.tiles import (
@@ -117,8 +118,7 @@ class _Opening:
             ProofError: the root is not signed, the challenge not for it, or what the archive holds contradicts a hash.
             CallerError: a file cannot be had, or there is no room for the bundle.
         """
-        policy = self._request.time.policy
-        logs = () if policy is None else [log.key for log in policy.logs]
+        logs = log_keys(self._request.time.policy)
         root = open_root(self._request.signed_root, self._request.keys, any_of=logs)
         head = root.checkpoint
         wanted = self._wanted(head)

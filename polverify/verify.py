@@ -26,11 +26,13 @@ from polstore.wire.challenge import FRESH, ROOT, WITNESS
 from polstore.wire.checkpoint import open_root, run_origin
 from polstore.wire.lineage import Lineage
 from polstore.wire.manifest import Manifest
+from polstore.wire.policy import log_keys
 from polstore.wire.steps import MAX_HYPERPARAMETERS, parse_groups
 from polverify.audit import audit
 from polverify.bundle_file import BundleFile
 from polverify.capability import narrow
 from polverify.challenge import require_chosen
+from polverify.checks import make_checks
 from polverify.continuity import check_continuity, state_at
 from polverify.coverage import coverage, losses
 from polverify.data import check_samples, check_steps
@@ -113,6 +115,21 @@ class Verification:
     steps: dict[int, Steps] = field(init=False)
     session: Session = field(init=False)
 
+    @property
+    def opened_segments(self) -> tuple[int, ...]:
+        """Indices of the segments that the bundle opens."""
+        return tuple(segment.index for segment in self.file.bundle.opened)
+
+    @property
+    def passed(self) -> list[SegmentResult]:
+        """The segments that a replay has confirmed."""
+        return [result for result in self.results if result.outcome is Outcome.PASSED]
+
+    @property
+    def steps_replayed(self) -> int:
+        """The steps of those."""
+        return sum(result.end_step - result.start_step for result in self.passed)
+
     def plan(self) -> tuple[tuple[int, str, Callable[[], tuple[Outcome, str]]], ...]:
         """Return number, name and method of every check, in order."""
         return (
@@ -132,18 +149,8 @@ class Verification:
 
     def run(self) -> Verdict:
         """Make the checks and add up."""
-        fault: str | None = None
         try:
-            for number, name, check in self.plan():
-                if fault is not None:
-                    self.checks.append(Check(number, name, Outcome.NOT_MADE, "a check before it failed"))
-                    continue
-                try:
-                    outcome, detail = check()
-                except ProofError as error:
-                    fault = f"check {number} ({name}): {error}"
-                    outcome, detail = Outcome.FAILED, str(error)
-                self.checks.append(Check(number, name, outcome, detail))
+            self.checks, fault = make_checks(self.plan())
         finally:
             self.close()
         return self.verdict(fault)
@@ -164,8 +171,7 @@ class Verification:
 
     def signature(self) -> tuple[Outcome, str]:
         """[check 1] Every given key, and one of a policy's logs, has signed; the bundle was made for this root."""
-        policy = self.request.time.policy
-        self.logs = () if policy is None else tuple(log.key for log in policy.logs)
+        self.logs = log_keys(self.request.time.policy)
         self.opened = opened = open_root(self.request.signed_root, self.request.keys, any_of=self.logs)
         self.checkpoint = opened.checkpoint
         if self.checkpoint.extensions:
@@ -333,7 +339,7 @@ class Verification:
 
     def challenge(self) -> tuple[Outcome, str]:
         """[check 7] The bundle opens exactly the segments that were asked for."""
-        opened = tuple(segment.index for segment in self.file.bundle.opened)
+        opened = self.opened_segments
         if self.request.challenge is None:
             how = "the caller named" if callable(self.request.bundle) else "the prover chose"
             self.warnings.append(f"no challenge: {how} which segments to open")
@@ -403,7 +409,7 @@ class Verification:
         if self.manifest.sampler != "seed":
             self.warnings.append("the order of samples was the prover's free choice")
             return "their order free"
-        left_out = self.session.check_order([self.steps[segment.index] for segment in self.file.bundle.opened])
+        left_out = self.session.check_order([self.steps[index] for index in self.opened_segments])
         if left_out is None:
             self.warnings.append(
                 "the order of samples was not re-derived: the recipe's sampler is none of PyTorch's own"
@@ -415,7 +421,7 @@ class Verification:
 
     def replay(self) -> tuple[Outcome, str]:
         """[check 10] Training each opened segment again leads to its committed end, bit for bit or within tolerance."""
-        opened = [self.records[segment.index] for segment in self.file.bundle.opened]
+        opened = [self.records[index] for index in self.opened_segments]
         if not opened:
             return Outcome.UNDECIDED, "no segment is opened, so nothing was replayed"
         total = sum(record.end_step - record.start_step for record in opened)
@@ -425,8 +431,7 @@ class Verification:
             before += record.end_step - record.start_step
         if self.request.evaluate:
             self.results = evaluated(self.results, opened, self.session, self.states, self.request.progress)
-        passed = [result for result in self.results if result.outcome is Outcome.PASSED]
-        self.claim["steps_replayed"] = sum(result.end_step - result.start_step for result in passed)
+        self.claim["steps_replayed"] = self.steps_replayed
         return ended(self.results, self.records[-1].end_step, self.warnings)
 
     def replay_segment(self, record: SegmentRecord, before: int, total: int) -> SegmentResult:
@@ -446,9 +451,8 @@ class Verification:
 
     def plausibility(self) -> tuple[Outcome, str]:
         """[check 11] Norms are those of the snapshots, and moments are looked at where no replay has decided."""
-        count = len(self.records) if self.request.audit else len(self.file.bundle.opened)
-        wanted = range(count) if self.request.audit else [segment.index for segment in self.file.bundle.opened]
-        replayed = {result.index for result in self.results if result.outcome is Outcome.PASSED}
+        wanted = range(len(self.records)) if self.request.audit else self.opened_segments
+        replayed = {result.index for result in self.passed}
         against: list[int] = []
         decayed: list[int] = []
 
@@ -473,9 +477,9 @@ class Verification:
 
     def power(self) -> Power:
         """Say what these checks would have caught."""
-        challenge, opened = self.request.challenge, len(self.file.bundle.opened)
-        passed = [result for result in self.results if result.outcome is Outcome.PASSED]
-        whole = len(passed) == opened  # else the prover chose, by the classes he named, what was not replayed
+        challenge, passed = self.request.challenge, self.passed
+        # Else the prover chose, by the environment classes that he named, what was not replayed.
+        whole = len(passed) == len(self.opened_segments)
         drawn = challenge.random if challenge is not None and whole else 0
         return Power(
             segments=len(self.records),
@@ -485,7 +489,7 @@ class Verification:
             top=challenge.rules.top if challenge is not None and whole else 0,
             audited=self.request.audit,
             nonce_from="nobody" if challenge is None else challenge.source,
-            steps_replayed=sum(result.end_step - result.start_step for result in passed),
+            steps_replayed=self.steps_replayed,
             steps_trained=self.records[-1].end_step,
             bytes_moved=self.file.size,
             tolerated=sum(result.tolerated for result in passed),
@@ -493,7 +497,7 @@ class Verification:
 
     def chosen(self) -> dict[int, str]:
         """Say of each opened segment who chose it."""
-        opened = [segment.index for segment in self.file.bundle.opened]
+        opened = self.opened_segments
         challenge = self.request.challenge
         if challenge is None:
             return dict.fromkeys(opened, "caller" if callable(self.request.bundle) else "prover")

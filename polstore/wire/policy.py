@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from polstore.wire.note import Note
 
-__all__ = ["MAX_POLICY", "Cosigned", "Group", "Log", "Policy", "TimeEvidence", "Witness", "evidence"]
+__all__ = ["MAX_POLICY", "Cosigned", "Group", "Log", "Policy", "TimeEvidence", "Witness", "evidence", "log_keys"]
 
 MAX_POLICY = 2**18  # bytes; room for the lines below with long names and addresses
 MAX_LINES = 256  # of each kind; C2SP asks for 32 at least
@@ -137,6 +137,11 @@ class TimeEvidence:
     quorum_met: bool
     existed_by: int | None
     not_before: int | None
+
+
+def log_keys(policy: Policy | None) -> tuple[VerifierKey, ...]:
+    """Return the keys of which one has to have signed a root (`any_of` of `open_root`); none without a policy."""
+    return () if policy is None else tuple(log.key for log in policy.logs)
 
 
 def evidence(note: Note, policy: Policy) -> TimeEvidence:
