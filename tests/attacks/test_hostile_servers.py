@@ -197,10 +197,11 @@ def test_a_server_that_drips_is_given_up(archive: Archive, part: str, monkeypatc
 
 
 def test_whoever_stops_does_not_wait_for_a_server_that_drips(archive: Archive) -> None:
-    sent, ended = 0, threading.Event()
+    sent, begun, ended = 0, threading.Event(), threading.Event()
 
     def answer(handler: Handler) -> bool:
         nonlocal sent
+        begun.set()
         try:
             handler.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
             for _ in range(1000):  # 20 seconds, within its patience
@@ -216,6 +217,7 @@ def test_whoever_stops_does_not_wait_for_a_server_that_drips(archive: Archive) -
         source = fetch.open_source(server.address)
         files = fetch.get_all(source, [(ENTRY_TILE, 1 << 20), ("drips", 1 << 20)])
         assert next(files) == (archive.directory / ENTRY_TILE).read_bytes()
+        assert begun.wait(10)
         files.close()  # type: ignore[attr-defined]  # a generator
         assert ended.wait(10)
     assert sent < 1000

@@ -101,7 +101,7 @@ def test_a_killed_recorder_loses_nothing(tmp_path):
             assert before.items() <= digests.items() <= whole.items()
             assert set(written) <= set(digests)
             assert got == leaves[: len(got)]
-            assert complete == ended
-            before = digests
+            assert complete or not ended
+            before, ended = digests, complete  # it may be killed between its last write and saying so
         assert (digests, got) == (whole, leaves)
     assert min(killed.values()) >= ROUNDS // 5, killed
