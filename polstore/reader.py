@@ -95,7 +95,7 @@ class Run:
         self._store = store
         self.name = name
         self._row = self._read_row()
-        self._chain = Chain(self._record, self.blob)
+        self._chain = Chain(self._record, self.blob, kept=1)  # which is the base of most snapshots
 
     @property
     def complete(self) -> bool:

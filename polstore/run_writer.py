@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from polstore.codec import frames
 from polstore.codec.norms import distances
-from polstore.codec.quantise import base_is_previous, quantise_tensors
+from polstore.codec.quantise import Scheme, base_is_previous, quantise_tensors
 from polstore.codec.snapshot import Snapshot
 from polstore.errors import ExistsError, MalformedError, TrainingError, UsageError
 from polstore.reader import Run
@@ -41,7 +41,9 @@ class Plan:
         index: of the segment, from 0.
         start_step: its first step.
         end_step: the step of the snapshot that ends it.
-        base: the committed snapshot that this one is quantised and stored against; None makes a keyframe.
+        base: of the committed snapshot that this one is quantised and stored against, the tensors that it needs; None
+            makes a keyframe.
+        base_digest: state digest of that snapshot.
         base_step: the step of that snapshot.
     """
 
@@ -49,6 +51,7 @@ class Plan:
     start_step: int
     end_step: int
     base: Snapshot | None
+    base_digest: bytes | None
     base_step: int
 
 
@@ -67,7 +70,10 @@ class RunWriter:
         self._planned_step = 0
         self._key = 0  # the keyframe's number among the run's snapshots
         self._key_step = 0
-        self._base: Snapshot | None = None  # the keyframe, or the last snapshot where that is the base
+        # The keyframe, or the last snapshot where that is the base: what of it others are quantised against.
+        self._base: Snapshot | None = None
+        self._base_digest = b""
+        self._names: tuple[str, ...] = ()  # of its tensors, all of them
         self._state = b""  # digest of the last snapshot written, and its parameters
         self._parameters: Snapshot | None = None
 
@@ -75,12 +81,14 @@ class RunWriter:
     def create(cls, store: Store, manifest: Manifest, row: RunRow, initial: Snapshot, blobs: list[bytes]) -> RunWriter:
         """Begin a run: its manifest, its snapshot 0 and the ``blobs`` that both refer to.
 
+        The initial snapshot is committed as it is: quantising it must change nothing.
+
         Raises:
             ExistsError: the store has a run of that name.
             TrainingError: something in the manifest is beyond what a record can hold.
         """
         writer = cls(store, manifest, row)
-        stored, frame_blobs, committed = frames.encode(initial, None, manifest.fidelity)
+        stored, frame_blobs, _ = frames.encode(initial, None, manifest.fidelity)
         leaf = _encoded(manifest)
 
         def work(transaction: Writer) -> None:
@@ -93,7 +101,8 @@ class RunWriter:
             transaction.append_leaf(manifest.run, leaf)
 
         store.write(work)
-        writer._note(stored.state_digest, committed, base=True)
+        writer._note(initial)
+        writer._serve(initial)
         return writer
 
     @classmethod
@@ -113,9 +122,8 @@ class RunWriter:
         elif segments and (base_step := segments[-1].base_step) is not None:
             key = steps.index(base_step)
         writer._key, writer._key_step = key, steps[key]
-        writer._note(snapshot.digest(), snapshot, base=True)
-        if not previous and key != len(segments):
-            writer._base = run.state(steps[key])
+        writer._note(snapshot)
+        writer._serve(snapshot if previous else run.state(steps[key]))
         return writer, snapshot, steps[-1]
 
     def plan(self, end_step: int, names: tuple[str, ...]) -> Plan:
@@ -127,9 +135,10 @@ class RunWriter:
         if self._base is None:
             raise UsageError("this run was neither created nor resumed")
         number = self._planned + 1
-        serves = number - self._key < KEYFRAME_EVERY and names == self._base.names
+        serves = number - self._key < KEYFRAME_EVERY and names == self._names
         base_step = self._planned_step if base_is_previous(self.manifest.fidelity) else self._key_step
-        plan = Plan(self._planned, self._planned_step, end_step, self._base if serves else None, base_step)
+        base, digest = (self._base, self._base_digest) if serves else (None, None)
+        plan = Plan(self._planned, self._planned_step, end_step, base, digest, base_step)
         self._planned, self._planned_step = number, end_step
         if not serves:
             self._key, self._key_step = number, end_step
@@ -161,8 +170,8 @@ class RunWriter:
             raise UsageError("this run was neither created nor resumed")
         fidelity, name = self.manifest.fidelity, self.manifest.run
         base = plan.base is None or base_is_previous(fidelity)
-        keep = _everything if base else _is_parameter
-        stored, blobs, committed = frames.encode_parts(parts, scalars, plan.base, keep)
+        keep = _serves if base else _is_parameter
+        stored, blobs, kept = frames.encode_parts(parts, scalars, plan.base_digest, keep)
         steps_blob = _encoded(steps)
         record = SegmentRecord(
             index=plan.index,
@@ -173,7 +182,7 @@ class RunWriter:
             base_step=None if plan.base is None or fidelity == "lossless" else plan.base_step,
             steps=hashlib.sha256(steps_blob).digest(),
             environment=environment,
-            norms=distances(self._parameters, committed),
+            norms=distances(self._parameters, kept),
         )
         leaf = _encoded(record)
 
@@ -185,14 +194,20 @@ class RunWriter:
 
         self._store.write(work)
         self.row = row
-        self._note(stored.state_digest, committed, base=base)
-
-    def _note(self, digest: bytes, committed: Snapshot, *, base: bool) -> None:
-        """Remember the snapshot written last, as far as the next one needs it."""
-        self._state = digest
-        self._parameters = Snapshot(tuple(t for t in committed.tensors if _is_parameter(t.name)), b"")
+        self._state, self._parameters = stored.state_digest, _parameters(kept)
         if base:
-            self._base = committed
+            self._base, self._base_digest = kept, stored.state_digest
+            self._names = tuple(row.entry.name for row in stored.tensors)
+
+    def _note(self, last: Snapshot) -> None:
+        """Remember of the snapshot written last what the next segment's record needs."""
+        self._state, self._parameters = last.digest(), _parameters(last)
+
+    def _serve(self, base: Snapshot) -> None:
+        """Remember of a committed snapshot what others are quantised against."""
+        parts = quantise_tensors(base, None, self.manifest.fidelity)
+        kept = tuple(tensor for tensor, part in zip(base.tensors, parts, strict=True) if _serves(part))
+        self._base, self._base_digest, self._names = Snapshot(kept, b""), base.digest(), base.names
 
     def finish(self) -> None:
         """Mark the run as complete."""
@@ -201,12 +216,17 @@ class RunWriter:
         self._store.write(lambda transaction: transaction.put_run(self.manifest.run, row))
 
 
-def _everything(_name: str) -> bool:
-    return True
+def _serves(part: Quantised) -> bool:
+    """Say whether later snapshots have a use for a tensor of their base; those of moments alone do without."""
+    return part.scheme is not Scheme.BFLOAT16
 
 
-def _is_parameter(name: str) -> bool:
-    return name.startswith("parameter/")
+def _is_parameter(part: Quantised) -> bool:
+    return part.name.startswith("parameter/")
+
+
+def _parameters(snapshot: Snapshot) -> Snapshot:
+    return Snapshot(tuple(tensor for tensor in snapshot.tensors if tensor.name.startswith("parameter/")), b"")
 
 
 def _encoded(record: Manifest | SegmentRecord | Steps) -> bytes:

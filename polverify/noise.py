@@ -34,7 +34,9 @@ UNIT = {  # distance of 1 from the next number: the rounding unit of a dtype
     "complex64": 2.0**-23,
     "complex128": 2.0**-52,
 }
-HALF_QUANTUM = 2.0**-11  # half a step of float16, and of a 10-bit mantissa, relative to the value that is rounded
+# How far rounding moves at most what it rounds: half a step of float16, and, in proportion, a whole step of bfloat16.
+DELTA_ROUNDING = 2.0**-11
+MOMENT_ROUNDING = 2.0**-7
 _PARTS = {"complex64": "<f4", "complex128": "<f8"}  # a complex tensor counts as its real and imaginary parts
 
 
@@ -49,6 +51,7 @@ class Segment:
         base: the committed snapshot that its end is quantised against, or None.
         start_rounded: whether training went on from other values than those of ``start`` (fidelity ``float16``).
         start_base: the committed snapshot that ``start`` was quantised against, as far as it is at hand.
+        fidelity: of the run.
     """
 
     record: SegmentRecord
@@ -57,6 +60,7 @@ class Segment:
     base: Snapshot | None
     start_rounded: bool = False
     start_base: Snapshot | None = None
+    fidelity: str = "lossless"
 
     @property
     def name(self) -> str:
@@ -169,7 +173,7 @@ def size(tensor: Tensor) -> float:
 
 
 def shaken(start: Snapshot, base: Snapshot | None, seed: int) -> Snapshot:
-    """Return a start state as it may have been before it was rounded to ``float16``: each value off by half a step.
+    """Return a start state as it may have been before fidelity ``float16`` rounded it: each value a little off.
 
     Weights were rounded as differences from ``base``, or from 0 if none is at hand, which overstates the noise; moments
     as values. What the codec keeps exactly stays as it is.
@@ -180,13 +184,14 @@ def shaken(start: Snapshot, base: Snapshot | None, seed: int) -> Snapshot:
         if role is Role.EXACT:
             tensors.append(tensor)
             continue
-        partner = base.partner(tensor.name, tensor.dtype, tensor.shape) if base and role is Role.WEIGHT else None
-        tensors.append(_shaken(tensor, partner, generator))
+        weight = role is Role.WEIGHT
+        partner = base.partner(tensor.name, tensor.dtype, tensor.shape) if base and weight else None
+        tensors.append(_shaken(tensor, partner, DELTA_ROUNDING if weight else MOMENT_ROUNDING, generator))
     return Snapshot(tuple(tensors), start.scalars)
 
 
-def _shaken(tensor: Tensor, base: Tensor | None, generator: np.random.Generator) -> Tensor:
-    off = generator.uniform(-HALF_QUANTUM, HALF_QUANTUM, tensor.data.size).astype("<f4")
+def _shaken(tensor: Tensor, base: Tensor | None, most: float, generator: np.random.Generator) -> Tensor:
+    off = generator.uniform(-most, most, tensor.data.size).astype("<f4")
     with np.errstate(all="ignore"):
         way = tensor.data if base is None else tensor.data - base.data
         data: Array = (tensor.data + way * off).astype(CARRIER[tensor.dtype])

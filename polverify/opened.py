@@ -9,7 +9,7 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from polstore.codec.quantise import replays_exactly
+from polstore.codec.quantise import MOMENTS, replays_exactly, roles_of
 from polverify.continuity import state_at
 from polverify.noise import Segment
 from polverify.verdict import Outcome, SegmentResult
@@ -40,14 +40,17 @@ def put_together(
     Raises:
         MalformedError: a snapshot does not decode to its state digest.
     """
+    start = states.get(record.start_state)
     previous = records[record.index - 1] if record.index else None
-    rounded, start_base = False, None  # a first snapshot and one without a base are exact
-    if previous is not None and previous.base_step is not None and not replays_exactly(fidelity):
-        rounded = True
-        digest = state_at(records, previous.base_step)
-        start_base = states.get(digest) if digest in states else None
+    rounded, start_base = False, None
+    if not replays_exactly(fidelity):
+        rounded = any(role in MOMENTS for role in roles_of(start.tensors))
+        if previous is not None and previous.base_step is not None:
+            rounded = True
+            digest = state_at(records, previous.base_step)
+            start_base = states.get(digest) if digest in states else None
     base = None if record.base_step is None else states.get(state_at(records, record.base_step))
-    return Segment(record, steps, states.get(record.start_state), base, rounded, start_base)
+    return Segment(record, steps, start, base, rounded, start_base, fidelity)
 
 
 def evaluated(

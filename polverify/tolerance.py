@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate, zip_longest
 from typing import TYPE_CHECKING, Any
 
-from polstore.codec.quantise import Role, roles_of
+from polstore.codec.quantise import MOMENTS, Role, dropped_bits, roles_of
 from polstore.errors import ReplayError
 from polverify.noise import UNIT, Replayed, gap, largest_gap, size
 from polverify.verdict import Outcome
@@ -39,6 +39,7 @@ SHARE = 0.9  # of a group's squared update that compared tensors must hold, or t
 MARGIN = 64.0  # floors beyond which noise explains nothing: 8 times the tolerance, hence never a draw of the same noise
 GROSS = 0.5  # of a tensor's update that must be wrong besides: gates that flip are not noise that grows, see JUMP
 QUANTUM = 2.0**-10  # a step of float16 relative to the largest difference that was rounded: where one value flips
+MANTISSA_BITS = 23  # of float32; a step of a number without its lowest n bits is 2^(n - 23) of it
 NAMED = 32  # tensors that a verdict lists by name; it counts them all
 SHOWN = 20  # tensors nearest to their tolerance, of which a verdict gives error and tolerance
 
@@ -177,9 +178,12 @@ def _compare(tensor: Tensor, segment: Segment, committed: Snapshot, floor: Floor
         update = size(tensor) if before is None else gap(tensor, before)
     rounding = UNIT.get(tensor.dtype, 0.0) * largest_gap(tensor, None)
     base = None if segment.base is None else segment.base.partner(*about)
-    if base is not None and roles_of([tensor])[0] is not Role.EXACT:
-        weight = roles_of([tensor])[0] is Role.WEIGHT
-        rounding = max(rounding, QUANTUM * largest_gap(tensor, base if weight else None))
+    (role,) = roles_of([tensor])
+    if role is Role.WEIGHT and base is not None:
+        rounding = max(rounding, QUANTUM * largest_gap(tensor, base))
+    elif role in MOMENTS and segment.fidelity != "lossless":
+        step = 2.0 ** (dropped_bits(segment.fidelity, role) - MANTISSA_BITS)
+        rounding = max(rounding, step * largest_gap(tensor, None))
     return _Compared(
         name=tensor.name,
         group=_group(tensor.name),

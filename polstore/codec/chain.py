@@ -31,7 +31,8 @@ class Chain:
     Args:
         record: returns the record of the snapshot with a state digest; what it raises passes through.
         fetch: returns a frame by its SHA-256; likewise. Called from several threads at once.
-        kept: decoded snapshots that are held for the next one. Others are used again while somebody else holds them.
+        kept: decoded snapshots that are held for the next one, bases first. Others are used again while somebody else
+            holds them.
 
     Attributes:
         max_bytes: cap on the decoded size of a snapshot.
@@ -54,18 +55,25 @@ class Chain:
         Raises:
             MalformedError: a record or frame that does not lead to it, a circle, or too many bases.
         """
-        links: list[StoredSnapshot] = []
         snapshot = self._alive.get(digest)
+        if snapshot is not None and not self._has(snapshot, self._unchecked.get(snapshot)):
+            snapshot = None
+        links: list[tuple[StoredSnapshot, frozenset[str] | None]] = []  # and the names that are wanted of each
         if snapshot is None:
+            names: frozenset[str] | None = None
             for stored in self.records(digest):
-                links.append(stored)
+                links.append((stored, names))
+                rows = (row for row in stored.tensors if names is None or row.entry.name in names)
+                names = frozenset(row.entry.name for row in rows if row.encoding in NEEDS_BASE)
                 snapshot = None if stored.base is None else self._alive.get(stored.base)
-                if snapshot is not None:
+                if snapshot is not None and names.issubset(snapshot.names):
                     break
+                snapshot = None
         trusting = len(links) > 1 or snapshot in self._unchecked
+        base: Snapshot | None = None
         try:
             while links:  # one by one, so that no more of them are held than are to come
-                snapshot = self._next(links.pop(), snapshot, check=not links)
+                base, snapshot = snapshot, self._next(*links.pop(), snapshot, check=not links)
             if snapshot is None:
                 raise MalformedError("no such snapshot", expected=digest, got=None)
             if snapshot in self._unchecked:
@@ -76,11 +84,20 @@ class Chain:
                 self._blame(digest)
             raise
         self._hold(digest, snapshot)
+        if base is not None:
+            stored_base = self._unchecked.get(base)
+            self._hold(base.digest() if stored_base is None else stored_base.state_digest, base)
         return snapshot
 
-    def _next(self, stored: StoredSnapshot, base: Snapshot | None, *, check: bool) -> Snapshot:
+    def _has(self, snapshot: Snapshot, stored: StoredSnapshot | None) -> bool:
+        """Say whether a snapshot, if it was decoded as a base of this record, has all tensors and not just some."""
+        return stored is None or len(snapshot.tensors) == len(stored.tensors)
+
+    def _next(
+        self, stored: StoredSnapshot, names: frozenset[str] | None, base: Snapshot | None, *, check: bool
+    ) -> Snapshot:
         """Decode a link; those that only serve as a base are not checked, since what comes out in the end is."""
-        snapshot = decode_against(stored, base, self._fetch, max_bytes=self.max_bytes, check=check)
+        snapshot = decode_against(stored, base, self._fetch, max_bytes=self.max_bytes, check=check, only=names)
         if not check:
             self._unchecked[snapshot] = stored
         self._hold(stored.state_digest, snapshot)

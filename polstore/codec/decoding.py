@@ -69,11 +69,13 @@ def decode_against(
     *,
     max_bytes: int,
     check: bool,
+    only: frozenset[str] | None = None,
 ) -> Snapshot:
     """Do the work of `decode`, for `polstore.codec.chain`: the base is what it should be, or was decoded unchecked.
 
     Without ``check`` nothing is hashed and what comes out may be anything: use it as a base for `decode_against` only,
-    whose checked outcome is right whatever it was decoded against, or `require` it to be right.
+    whose checked outcome is right whatever it was decoded against, or `require` it to be right. With ``only``, no other
+    tensors than those of these names are decoded, and no frames fetched that hold nothing else.
     """
     if stored.nbytes > max_bytes:
         raise MalformedError("stored snapshot is too large", expected=f"at most {max_bytes} bytes", got=stored.nbytes)
@@ -85,14 +87,17 @@ def decode_against(
         for row in rows:
             entry = row.entry
             partner = base.partner(entry.name, entry.dtype, entry.shape) if base is not None else None
-            if row.holds_items and row.stream not in streams:
-                streams[row.stream] = _Stream(stored.groups_of(row.stream), fetch, unpacker, stored.offset_of(row))
-            tensor = _tensor(row, partner, streams[row.stream] if row.holds_items else None)
+            stream = None
+            if row.holds_items:
+                stream = streams.setdefault(row.stream, _Stream(stored.groups_of(row.stream), fetch, unpacker))
+                stream.skip_to(stored.offset_of(row))
+            tensor = _tensor(row, partner, stream)
             tensors.append(_checked(tensor, entry) if check else tensor)
         return tensors
 
+    rows = [row for row in stored.tensors if only is None or row.entry.name in only]
     size = max(PORTION, stored.nbytes // (2 * available()))  # two for each thread, so that all are busy to the end
-    tensors = chain.from_iterable(in_order(work, list(_portions(stored.tensors, size))))
+    tensors = chain.from_iterable(in_order(work, list(_portions(rows, size))))
     return Snapshot(tuple(tensors), stored.scalars)  # the record checked that its entries make its state digest
 
 
@@ -152,7 +157,8 @@ def decode_tensor(
     like = partner is not None and (partner.dtype, partner.shape) == (row.entry.dtype, row.entry.shape)
     stream = None
     if row.holds_items:
-        stream = _Stream(stored.groups_of(row.stream), fetch, Unpacker(), stored.offset_of(row))
+        stream = _Stream(stored.groups_of(row.stream), fetch, Unpacker())
+        stream.skip_to(stored.offset_of(row))
     return _checked(_tensor(row, partner if like else None, stream), row.entry)
 
 
@@ -163,35 +169,35 @@ class _Stream:
         groups: the stream's groups, in order.
         fetch: returns a frame by its SHA-256.
         unpacker: this thread's.
-        skipped: items before the first one that is wanted; frames that hold nothing else are not fetched.
     """
 
-    def __init__(
-        self, groups: Iterable[StoredGroup], fetch: Callable[[bytes], bytes], unpacker: Unpacker, skipped: int
-    ) -> None:
+    def __init__(self, groups: Iterable[StoredGroup], fetch: Callable[[bytes], bytes], unpacker: Unpacker) -> None:
         self._groups = iter(groups)
         self._fetch = fetch
         self._unpacker = unpacker
-        self._skipped = skipped
-        self._left: Array = np.empty(0, "|u1")
+        self._position = 0  # of the next item to be handed out
+        self._start = self._end = 0  # of the group that is held or was skipped last
+        self._items: Array = np.empty(0, "|u1")
+
+    def skip_to(self, position: int) -> None:
+        """Go on to an item that is not before the next one; frames that hold nothing else are not fetched."""
+        self._position = position
 
     def take(self, count: int) -> Iterator[Array]:
         """Yield the next ``count`` items, at least one, in pieces; the record made sure that they are there."""
         while count:
-            if not self._left.size:
-                self._left = self._next()
-            piece, self._left = self._left[:count], self._left[count:]
+            while self._position >= self._end:
+                self._next()
+            piece = self._items[self._position - self._start :][:count]
+            self._position += piece.size
             count -= piece.size
             yield piece
 
-    def _next(self) -> Array:
+    def _next(self) -> None:
         group = next(self._groups)
-        while self._skipped >= group.count:
-            self._skipped -= group.count
-            group = next(self._groups)
-        items = self._unpacker.unpack(group, self._fetch)[self._skipped :]
-        self._skipped = 0
-        return items
+        self._start, self._end = self._end, self._end + group.count
+        if self._position < self._end:
+            self._items = self._unpacker.unpack(group, self._fetch)
 
 
 def _tensor(row: StoredTensor, partner: Tensor | None, stream: _Stream | None) -> Tensor:

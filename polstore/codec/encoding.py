@@ -10,6 +10,7 @@ the writer's part. Does no I/O: frames are handed out as bytes.
 from __future__ import annotations
 
 import hashlib
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +21,7 @@ from polstore.codec.items import write_items
 from polstore.codec.quantise import Quantised, Scheme, quantise_tensors
 from polstore.codec.snapshot import Array, Snapshot, bits
 from polstore.codec.stored import (
+    FLOAT32_ONLY,
     FLOATS,
     INTEGERS,
     NEEDS_BASE,
@@ -30,6 +32,7 @@ from polstore.codec.stored import (
     StoredSnapshot,
     StoredTensor,
 )
+from polstore.codec.values import UPPER_BITS
 from polstore.errors import DamagedError, UsageError
 from polstore.wire.state import state_digest
 
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from polstore.codec.snapshot import Tensor
+    from polstore.wire.state import TensorEntry
 
 __all__ = ["encode", "encode_parts"]
 
@@ -44,11 +48,9 @@ GROUP = 1 << 20  # bytes of a full group: its planes fit the L2 cache, and readi
 
 _OF_SCHEME = {
     Scheme.SCALED_DELTA: Encoding.SCALED_DELTA,
-    Scheme.SCALED_VALUE: Encoding.SCALED_VALUE,
     Scheme.STEPPED_DELTA: Encoding.STEPPED_DELTA,
-    Scheme.SHORT_VALUE: Encoding.SHORT_VALUE,
+    Scheme.BFLOAT16: Encoding.BFLOAT16,
     Scheme.SHORT_DIFFERENCE: Encoding.SHORT_DIFFERENCE,
-    Scheme.ROUNDED: Encoding.ROUNDED_DIFFERENCE,
 }
 
 
@@ -70,14 +72,15 @@ def encode(
         TrainingError: this thread flushes subnormal numbers to zero.
         MalformedError, DamagedError: as `encode_parts` does.
     """
-    return encode_parts(quantise_tensors(snapshot, base, fidelity), snapshot.scalars, base)
+    against = None if base is None else base.digest()
+    return encode_parts(quantise_tensors(snapshot, base, fidelity), snapshot.scalars, against)
 
 
 def encode_parts(
     parts: Iterable[Quantised],
     scalars: bytes,
-    base: Snapshot | None,
-    keep: Callable[[str], bool] = lambda name: True,  # noqa: ARG005
+    base: bytes | None,
+    keep: Callable[[Quantised], bool] = lambda part: True,  # noqa: ARG005
 ) -> tuple[StoredSnapshot, dict[bytes, bytes], Snapshot]:
     """Encode tensors that were quantised before.
 
@@ -85,8 +88,8 @@ def encode_parts(
         parts: the tensors in the order of their names' UTF-8 bytes; taken one by one, and each let go of once it is
             encoded, so that an iterator can hand out parts that nothing else keeps.
         scalars: canonical encoding of everything else.
-        base: the committed snapshot whose tensors the parts' partners are; None if no part has one.
-        keep: whether the tensor of a name is wanted afterwards; others are let go of once they are encoded.
+        base: state digest of the committed snapshot whose tensors the parts' partners are; None if no part has one.
+        keep: whether the tensor of a part is wanted afterwards; others are let go of once they are encoded.
 
     Returns:
         The record; the frames by the SHA-256 of their bytes; and the tensors to keep of the committed snapshot, which
@@ -98,39 +101,30 @@ def encode_parts(
         DamagedError: undoing a step did not give back what was encoded, so memory or the zstd library is at fault.
     """
     writer = _Writer()
-    tensors, rows = [], []
+    tensors: list[Tensor] = []
+    rows: list[StoredTensor] = []
     for part in parts:
-        tensor, row = writer.add(part)
-        rows.append(row)
-        if keep(part.name):
-            tensors.append(tensor)
+        rows.append(writer.add(part))
+        if keep(part):
+            tensors.append(part.tensor)
         part.forget()  # which others may hold
-        del part, tensor  # before the next one is made
+        del part  # before the next one is made
     groups = writer.finish()
     digest = state_digest([row.entry for row in rows], scalars)
-    record = StoredSnapshot(digest, base.digest() if base is not None else None, scalars, tuple(rows), groups)
+    record = StoredSnapshot(digest, base, scalars, tuple(rows), groups)
     return record, writer.frames, Snapshot(tuple(tensors), scalars)
 
 
-def _encoding_of(part: Quantised) -> Encoding:
-    tensor, partner = part.tensor, part.partner
-    if not tensor.data.size:
+def _encoding_of(part: Quantised, entry: TensorEntry) -> Encoding:
+    if not prod(part.shape):
         return Encoding.EXACT  # the one encoding of nothing
-    if partner is not None and _same(tensor.data, partner.data):
+    if part.partner is not None and entry == part.partner.entry():
         return Encoding.SAME
+    if part.scheme is Scheme.SHORT_DIFFERENCE and part.partner is None:
+        return Encoding.BFLOAT16
     if part.scheme in _OF_SCHEME:
         return _OF_SCHEME[part.scheme]
-    return Encoding.EXACT if partner is None or tensor.dtype not in FLOATS | INTEGERS else Encoding.DIFFERENCE
-
-
-def _same(one: Array, other: Array) -> bool:
-    """Say whether two arrays of one size hold the same bits; tensors that differ do so early as a rule."""
-    if one is other:
-        return True
-    left, right = bits(one), bits(other)
-    return all(
-        np.array_equal(left[start : start + BLOCK], right[start : start + BLOCK]) for start in range(0, one.size, BLOCK)
-    )
+    return Encoding.EXACT if part.partner is None or part.dtype not in FLOATS | INTEGERS else Encoding.DIFFERENCE
 
 
 class _Stream:
@@ -150,20 +144,23 @@ class _Writer:
         self._streams: dict[tuple[Encoding, int], _Stream] = {}
         self._packer = Packer()
 
-    def add(self, part: Quantised) -> tuple[Tensor, StoredTensor]:
-        """Encode a tensor and return it with its row."""
-        encoding, tensor = _encoding_of(part), part.tensor
-        if encoding is Encoding.SAME and part.partner is not None:
-            tensor.take_entry(part.partner)  # and not the array: a capture may use its memory again before this one's
-        row = StoredTensor(tensor.entry(), encoding, part.exponent if encoding in SCALED else 0)
-        if not row.holds_items:
-            return tensor, row
-        if encoding in NEEDS_BASE and part.partner is None:
-            raise UsageError(f"quantised tensor {part.name} has no partner", expected="a tensor", got=part.scheme.value)
-        stream = self._streams.setdefault(row.stream, _Stream(row.stream[1]))
-        for elements, room in self._rooms(row, stream):
-            _write(row, part, elements, room)
-        return tensor, row
+    def add(self, part: Quantised) -> StoredTensor:
+        """Encode a tensor and return its row."""
+        entry = part.entry()
+        encoding = _encoding_of(part, entry)
+        source = part.items if encoding in FLOAT32_ONLY else None
+        if encoding in (Encoding.EXACT, Encoding.DIFFERENCE) and (upper := _upper_halves(part)) is not None:
+            encoding, source = Encoding.BFLOAT16, upper  # moments that are stored anew
+        row = StoredTensor(entry, encoding, part.exponent if encoding in SCALED else 0)
+        if row.holds_items:
+            if encoding in NEEDS_BASE and part.partner is None:
+                raise UsageError(
+                    f"quantised tensor {part.name} has no partner", expected="a tensor", got=part.scheme.value
+                )
+            stream = self._streams.setdefault(row.stream, _Stream(row.stream[1]))
+            for elements, room in self._rooms(row, stream):
+                _write(row, part, elements, part.tensor.data if source is None else source, room)
+        return row
 
     def finish(self) -> tuple[StoredGroup, ...]:
         """Return the groups of all streams, in the record's order."""
@@ -197,11 +194,18 @@ class _Writer:
         stream.filled = 0
 
 
-def _write(row: StoredTensor, part: Quantised, elements: slice, out: Array) -> None:
+def _write(row: StoredTensor, part: Quantised, elements: slice, source: Array, out: Array) -> None:
     """Make the items of a range of elements."""
-    if row.encoding in SCALED and part.items is not None:
-        write_items(row.encoding, row.entry.dtype, part.items[elements], None, out)
-        return  # the committed values were made of these
     partner = None if part.partner is None else part.partner.data[elements]
-    if not write_items(row.encoding, row.entry.dtype, part.tensor.data[elements], partner, out):
+    if not write_items(row.encoding, row.entry.dtype, source[elements], partner, out):
         raise DamagedError(f"tensor {part.name} does not decode to what was encoded")
+
+
+def _upper_halves(part: Quantised) -> Array | None:
+    """Return the upper 16 bits of a tensor's words, which is float32; None if there is more to it."""
+    if part.dtype != "float32" or not prod(part.shape):
+        return None
+    word = bits(part.tensor.data)
+    if any(np.bitwise_or.reduce(word[start : start + BLOCK]) & 0xFFFF for start in range(0, word.size, BLOCK)):
+        return None
+    return (word >> UPPER_BITS).astype("<u2")

@@ -15,19 +15,10 @@ from polstore.codec import planes
 from polstore.codec.halves import BLOCK
 from polstore.codec.snapshot import bits
 from polstore.codec.stored import FLOATS, Encoding
-from polstore.codec.values import (
-    DROPPED_BITS,
-    SHORT_DIFFERENCE_BITS,
-    SHORT_VALUE_BITS,
-    add_halves,
-    add_steps,
-    scale_halves,
-)
+from polstore.codec.values import SHORT_DIFFERENCE_BITS, UPPER_BITS, add_halves, add_steps, from_upper
 
 if TYPE_CHECKING:
     from polstore.codec.snapshot import Array
-
-_DROPPED = {Encoding.ROUNDED_DIFFERENCE: DROPPED_BITS, Encoding.SHORT_DIFFERENCE: SHORT_DIFFERENCE_BITS}  # low bits
 
 __all__ = ["read_values", "write_items"]
 
@@ -38,8 +29,9 @@ def write_items(encoding: Encoding, dtype: str, source: Array, partner: Array | 
     Args:
         encoding: any but SAME.
         dtype: of the tensor.
-        source: the halves or steps for the encodings made of such, else the committed values; 1-D.
-        partner: the base's values of the same range, for those encodings that need them.
+        source: the items of `polstore.codec.quantise.Quantised` for the encodings that are for float32 alone, else the
+            committed values; 1-D.
+        partner: the base's values of the same range, for the two differences.
         out: 1-D unsigned integers, as many as there are elements.
 
     Returns:
@@ -48,7 +40,8 @@ def write_items(encoding: Encoding, dtype: str, source: Array, partner: Array | 
     good = True
     for start in range(0, source.size, BLOCK):
         block = slice(start, start + BLOCK)
-        under = None if partner is None else _predicted(encoding, dtype, partner[block])
+        differs = encoding in (Encoding.DIFFERENCE, Encoding.SHORT_DIFFERENCE)
+        under = _predicted(encoding, dtype, partner[block]) if differs and partner is not None else None
         good &= _write(encoding, dtype, source[block], under, out[block])
     return good
 
@@ -66,15 +59,16 @@ def read_values(encoding: Encoding, dtype: str, exponent: int, items: Array, par
     """
     for start in range(0, items.size, BLOCK):
         block = slice(start, start + BLOCK)
-        under = None if partner is None else partner[block]
-        if encoding is Encoding.SCALED_VALUE:
-            scale_halves(items[block], exponent, out[block])
-        elif encoding is Encoding.SCALED_DELTA and under is not None:
-            add_halves(under, items[block], exponent, out[block])
-        elif encoding is Encoding.STEPPED_DELTA and under is not None:
-            add_steps(under, planes.unzigzag(items[block]), exponent, out[block])
+        if encoding is Encoding.BFLOAT16:
+            from_upper(_rotated(items[block], 15), out[block])
+        elif partner is None or encoding is Encoding.EXACT:
+            bits(out[block])[:] = items[block]
+        elif encoding is Encoding.SCALED_DELTA:
+            add_halves(partner[block], items[block], exponent, out[block])
+        elif encoding is Encoding.STEPPED_DELTA:
+            add_steps(partner[block], planes.unzigzag(items[block]), exponent, out[block])
         else:
-            predicted = None if under is None else _predicted(encoding, dtype, under)
+            predicted = _predicted(encoding, dtype, partner[block])
             bits(out[block])[:] = _pattern(encoding, dtype, items[block], predicted)
 
 
@@ -82,50 +76,45 @@ def _write(encoding: Encoding, dtype: str, source: Array, predicted: Array | Non
     if encoding is Encoding.STEPPED_DELTA:
         out[:] = planes.zigzag(source)
         return True
-    pattern = bits(source)
-    if encoding is Encoding.SHORT_VALUE:
-        out[:] = (pattern >> np.uint32(SHORT_VALUE_BITS - 1)) & np.uint32(0xFFE)
-        out |= (pattern >> np.uint32(31)).astype("<u2")
-        return not np.bitwise_or.reduce(pattern) & ((1 << SHORT_VALUE_BITS) - 1)
-    if predicted is None:
-        out[:] = pattern
+    if encoding is Encoding.BFLOAT16:
+        out[:] = _rotated(source, 1)
         return True
-    integers = _integers(pattern, dtype)
-    if encoding in _DROPPED:
-        if np.bitwise_or.reduce(pattern) & ((1 << _DROPPED[encoding]) - 1):
+    if predicted is None:
+        out[:] = bits(source)
+        return True
+    integers = _integers(bits(source), dtype)
+    if encoding is Encoding.SHORT_DIFFERENCE:
+        left = SHORT_DIFFERENCE_BITS - UPPER_BITS
+        if np.bitwise_or.reduce(source) & ((1 << left) - 1):
             return False
-        integers = integers >> _DROPPED[encoding]
+        integers = integers >> left
     difference = integers - predicted
     out[:] = planes.zigzag(difference.astype(f"<i{out.dtype.itemsize}", copy=False))
     return np.array_equal(predicted + planes.unzigzag(out), integers)
 
 
-def _predicted(encoding: Encoding, dtype: str, partner: Array) -> Array | None:
-    """Return the signed integers that items are differences from; None if they are no differences."""
-    if encoding in _DROPPED:
-        return _integers(bits(partner), dtype) >> _DROPPED[encoding]
-    return _integers(bits(partner), dtype) if encoding is Encoding.DIFFERENCE else None
+def _rotated(words: Array, count: int) -> Array:
+    """Return 16-bit words rotated left: by 1 the exponent is a byte by itself, and the sign comes last."""
+    out = words << count
+    out |= words >> (16 - count)
+    return out
 
 
-def _pattern(encoding: Encoding, dtype: str, items: Array, predicted: Array | None) -> Array:
+def _predicted(encoding: Encoding, dtype: str, partner: Array) -> Array:
+    """Return the signed integers that items are differences from."""
+    integers = _integers(bits(partner), dtype)
+    return integers >> SHORT_DIFFERENCE_BITS if encoding is Encoding.SHORT_DIFFERENCE else integers
+
+
+def _pattern(encoding: Encoding, dtype: str, items: Array, predicted: Array) -> Array:
     """Return the bits of the values."""
-    if encoding is Encoding.SHORT_VALUE:
-        wide = items.astype("<u4")
-        pattern = wide << np.uint32(31)
-        wide >>= np.uint32(1)
-        wide <<= np.uint32(SHORT_VALUE_BITS)
-        wide &= np.uint32(0x7FFFFFFF)
-        pattern |= wide
-        return pattern
-    if predicted is None:
-        return items
     integers = predicted + planes.unzigzag(items)
-    dropped = _DROPPED.get(encoding, 0)
-    if dropped:
-        integers <<= dropped
+    short = encoding is Encoding.SHORT_DIFFERENCE
+    if short:
+        integers <<= SHORT_DIFFERENCE_BITS
     pattern = planes.unordered(integers) if dtype in FLOATS else bits(integers)
-    if dropped:  # which unordered() has set in negative numbers
-        pattern &= np.uint32(0xFFFFFFFF << dropped & 0xFFFFFFFF)
+    if short:  # unordered() has set the low bits of negative numbers
+        pattern &= np.uint32(0xFFFFFFFF << SHORT_DIFFERENCE_BITS & 0xFFFFFFFF)
     return pattern
 
 

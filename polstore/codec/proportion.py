@@ -1,10 +1,11 @@
 """Rounding in proportion: up as often as the number is near the next one, so that on the average nothing is lost.
 
 Rounding to nearest loses whatever changes by less than half a step in every snapshot, a small steady decay above all.
-Here the place between two neighbours is compared with a hash of the number, its place, its tensor's name and the
-snapshot's scalars, among them the step. So the outcome looks random, another time in every snapshot, and yet is the
-same on every machine. Plain IEEE float32 and integer operations. Normative: implements specs/codec.md, fidelity
-``compact-writeback``. Does no I/O.
+Here what a number has above its lower neighbour is compared with a threshold. The thresholds of a tensor are spread
+evenly, element after element, by multiples of the golden ratio; where they begin follows from the tensor's name and the
+snapshot's scalars, among them the step. So each element meets another threshold in every snapshot, and yet the same one
+on every machine. Plain IEEE float32 and integer operations. Normative: implements specs/codec.md, section "Rounding in
+proportion". Does no I/O.
 """
 
 from __future__ import annotations
@@ -16,24 +17,20 @@ import numpy as np
 
 from polstore.codec.halves import BLOCK
 from polstore.codec.snapshot import Array, bits
-from polstore.codec.values import MIN_EXPONENT
+from polstore.codec.values import MIN_EXPONENT, UPPER_BITS
 
 __all__ = [
     "FINE_BITS",
-    "HASH_FACTORS",
-    "HASH_SHIFTS",
     "PLACE",
     "exponent_of_steps",
-    "round_short",
     "round_steps",
+    "round_upper",
     "salt_of",
     "step_exponent",
     "tensor_key",
 ]
 
-PLACE = 0x9E3779B1  # multiplies an element's place: odd, near 2^32 over the golden ratio
-HASH_SHIFTS = (16, 13, 16)
-HASH_FACTORS = (0x85EBCA6B, 0xC2B2AE35)
+PLACE = 0x9E3779B1  # from one element's threshold to the next one's: odd, near 2^32 over the golden ratio
 FINE_BITS = 12  # magnitudes are summed up as multiples of 2^-12 of the power of two above the largest
 STEPS_PER_SPREAD = 4  # log2 of how many steps make up the root mean square of the deltas
 MOST_STEPS = 14  # log2 of the steps that the largest delta may take: an item is 16 bits, sign included
@@ -87,12 +84,11 @@ def exponent_of_steps(top: int, squares: int, count: int) -> int:
     return max(top - FINE_BITS + spread - STEPS_PER_SPREAD, top - MOST_STEPS, MIN_EXPONENT)
 
 
-def round_steps(delta: Array, live: Array, key: int, exponent: int) -> Array:
+def round_steps(delta: Array, key: int, exponent: int) -> Array:
     """Return deltas as multiples of ``2^exponent``, rounded in proportion.
 
     Args:
         delta: 1-D ``<f4``, every element finite.
-        live: the live values, whose bits are hashed; 1-D ``<f4``.
         key: of the tensor.
         exponent: what `step_exponent` returned for the whole tensor.
 
@@ -102,51 +98,47 @@ def round_steps(delta: Array, live: Array, key: int, exponent: int) -> Array:
     steps = np.empty(delta.size, "<i2")
     scale = np.float32(2.0**-exponent)
     for start in range(0, delta.size, BLOCK):
-        block = slice(start, start + BLOCK)
-        part = _hashes(bits(live[block]), key, start)
-        part >>= np.uint32(8)
-        between = part.astype("<f4")
+        block = delta[start : start + BLOCK]
+        threshold = _thresholds(block.size, key, start)
+        threshold >>= np.uint32(8)  # 24 bits, which float32 holds
+        between = threshold.astype("<f4")
         between *= np.float32(2.0**-24)
-        magnitude = np.abs(delta[block])
+        magnitude = np.abs(block)
         magnitude *= scale
         magnitude += between
         whole = magnitude.astype("<i2")  # towards zero
-        np.negative(whole, out=whole, where=delta[block] < 0)
-        steps[block] = whole
+        np.negative(whole, out=whole, where=block < 0)
+        steps[start : start + BLOCK] = whole
     return steps
 
 
-def round_short(values: Array, key: int, dropped: int, *, keep_nonzero: bool) -> Array:
-    """Round the bits of float32 (1-D ``<f4``) in proportion to what is left without the low ``dropped`` bits.
+def round_upper(values: Array, key: int, dropped: int, *, keep_nonzero: bool) -> Array:
+    """Round float32 in proportion to what is left without the low ``dropped`` bits.
 
-    Sign and zero are kept. With ``keep_nonzero`` nothing else becomes zero. What comes out for NaN and infinities means
-    nothing; finite values may become infinite.
+    Args:
+        values: 1-D ``<f4``. What comes out for NaN and infinities means nothing; finite values may become infinite.
+        key: of the tensor.
+        dropped: 16 or more.
+        keep_nonzero: whether nothing but zero may become zero. Signs are kept in any case, that of zero too.
+
+    Returns:
+        The upper 16 bits of the words, the lower ones being 0; 1-D ``<u2``.
     """
-    out = np.empty(values.size, "<u4")
+    out = np.empty(values.size, "<u2")
     for start in range(0, values.size, BLOCK):
         word = bits(values[start : start + BLOCK])
-        magnitude = word & np.uint32(0x7FFFFFFF)
-        rounded = _hashes(word, key, start)
+        rounded = _thresholds(word.size, key, start)
         rounded >>= np.uint32(32 - dropped)
-        rounded += magnitude
+        rounded += word  # which reaches no finite number's sign
         rounded >>= np.uint32(dropped)
         if keep_nonzero:
-            np.maximum(rounded, magnitude != 0, out=rounded)
-        rounded <<= np.uint32(dropped)
-        rounded |= word & np.uint32(0x80000000)
+            magnitude = np.uint32(0x7FFFFFFF)
+            rounded |= (rounded & (magnitude >> np.uint32(dropped)) == 0) & (word & magnitude != 0)
+        rounded <<= np.uint32(dropped - UPPER_BITS)
         out[start : start + BLOCK] = rounded
-    return out.view("<f4")
+    return out
 
 
-def _hashes(words: Array, key: int, start: int) -> Array:
-    """Return 32 bits for each of at most `BLOCK` words, the first of which is element ``start``.
-
-    The finalizer of MurmurHash3 (public domain, Austin Appleby), which mixes every bit of its input into every bit.
-    """
-    x = words ^ np.uint32(key)
-    x += _PLACES[: words.size]
-    x += np.uint32(start * PLACE & 0xFFFFFFFF)
-    for shift, factor in zip(HASH_SHIFTS, (*HASH_FACTORS, 1), strict=True):
-        x ^= x >> np.uint32(shift)
-        x *= np.uint32(factor)
-    return x
+def _thresholds(count: int, key: int, start: int) -> Array:
+    """Return the 32-bit thresholds of at most `BLOCK` elements, the first of which is element ``start``."""
+    return _PLACES[:count] + np.uint32((key + start * PLACE) & 0xFFFFFFFF)

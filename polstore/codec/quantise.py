@@ -8,6 +8,7 @@ stored is the business of `polstore.codec.frames`. Does no I/O.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from enum import Enum
@@ -16,20 +17,21 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from polstore.codec.halves import to_halves
-from polstore.codec.proportion import round_short, round_steps, salt_of, step_exponent, tensor_key
+from polstore.codec.halves import BLOCK, to_halves
+from polstore.codec.proportion import round_steps, round_upper, salt_of, step_exponent, tensor_key
 from polstore.codec.snapshot import Array, Snapshot, Tensor
 from polstore.codec.values import (
     MIN_EXPONENT,
     SHORT_DIFFERENCE_BITS,
     SHORT_VALUE_BITS,
     TOP_EXPONENT,
+    UPPER_BITS,
     add_halves,
     add_steps,
-    round_mantissa,
-    scale_halves,
+    from_upper,
 )
 from polstore.errors import TrainingError, UsageError
+from polstore.wire.state import TensorEntry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -37,11 +39,13 @@ if TYPE_CHECKING:
 __all__ = [
     "FIDELITIES",
     "FIRST_MOMENTS",
+    "MOMENTS",
     "SECOND_MOMENTS",
     "Quantised",
     "Role",
     "Scheme",
     "base_is_previous",
+    "dropped_bits",
     "exponent_of",
     "quantise",
     "quantise_tensor",
@@ -99,17 +103,18 @@ class Role(Enum):
     EXACT = "exact"
 
 
+MOMENTS = frozenset({Role.FIRST_MOMENT, Role.SECOND_MOMENT})
+
+
 class Scheme(Enum):
-    """How a tensor's committed values came about."""
+    """How a tensor's committed values come about."""
 
     EXACT = "exact"  # the live values
     UNCHANGED = "unchanged"  # the base's values
     SCALED_DELTA = "scaled delta"  # base + half · 2^exponent
-    SCALED_VALUE = "scaled value"  # half · 2^exponent
-    ROUNDED = "rounded"  # 10 bits of mantissa
     STEPPED_DELTA = "stepped delta"  # base + step · 2^exponent
-    SHORT_VALUE = "short value"  # 3 bits of mantissa
-    SHORT_DIFFERENCE = "short difference"  # 6 bits of mantissa
+    BFLOAT16 = "bfloat16"  # 7 bits of mantissa or fewer
+    SHORT_DIFFERENCE = "short difference"  # 5 bits of mantissa, close to the base's
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,12 +125,14 @@ class Quantised:
         name: as in `Tensor`.
         dtype: likewise.
         shape: likewise.
-        partner: the tensor of the base with the same name, dtype and shape, if there is one.
-        scheme: how the values come about; others than EXACT are for float32, and all deltas and UNCHANGED need a
+        partner: the tensor of the base with the same name, dtype and shape, if there is one and the scheme has a use
+            for it.
+        scheme: how the values come about; others than EXACT are for float32, and UNCHANGED and the two deltas need a
             partner.
-        exponent: of the scale, for the three scaled or stepped schemes; else 0.
-        items: 1-D. The bits of halves (``<u2``) for the two scaled schemes, the steps (``<i2``) for the stepped one,
-            None for UNCHANGED, and for all others the committed values in the carrier's dtype.
+        exponent: of the scale, for the two deltas; else 0.
+        items: 1-D. The bits of halves (``<u2``) for scaled deltas, the steps (``<i2``) for stepped ones, the upper 16
+            bits of the committed words (``<u2``) for BFLOAT16 and SHORT_DIFFERENCE, None for UNCHANGED, and for EXACT
+            the committed values in the carrier's dtype.
     """
 
     name: str
@@ -143,6 +150,15 @@ class Quantised:
             return self.partner
         return Tensor(self.name, self.dtype, self.shape, self._values())
 
+    def entry(self) -> TensorEntry:
+        """Return what is committed of the tensor, which is not kept for that where it is made of its items alone."""
+        if self.scheme not in _UPPER or self.items is None or "tensor" in self.__dict__:
+            return self.tensor.entry()
+        digest = hashlib.sha256()
+        for start in range(0, self.items.size, BLOCK):
+            digest.update(from_upper(self.items[start : start + BLOCK]).data)
+        return TensorEntry(self.name, self.dtype, self.shape, digest.digest())
+
     def forget(self) -> None:
         """Let go of the committed tensor; it is made anew when it is asked for again."""
         self.__dict__.pop("tensor", None)
@@ -155,15 +171,16 @@ class Quantised:
             return self.items
         if self.items.dtype != wanted:
             raise UsageError(f"items of quantised tensor {self.name}", expected=wanted, got=self.items.dtype.str)
-        if self.scheme is Scheme.SCALED_VALUE:
-            return scale_halves(self.items, self.exponent)
+        if self.scheme in _UPPER:
+            return from_upper(self.items)
         if self.partner is None or self.partner.data.size != self.items.size:
             raise UsageError(f"quantised tensor {self.name} has no partner like it", expected=self.shape, got=None)
         add = add_halves if self.scheme is Scheme.SCALED_DELTA else add_steps
         return add(self.partner.data, self.items, self.exponent)
 
 
-_ITEMS = {Scheme.SCALED_DELTA: "<u2", Scheme.SCALED_VALUE: "<u2", Scheme.STEPPED_DELTA: "<i2"}
+_UPPER = frozenset({Scheme.BFLOAT16, Scheme.SHORT_DIFFERENCE})
+_ITEMS = {Scheme.SCALED_DELTA: "<u2", Scheme.STEPPED_DELTA: "<i2"} | dict.fromkeys(_UPPER, "<u2")
 
 
 def base_is_previous(fidelity: str) -> bool:
@@ -217,12 +234,19 @@ def roles_of(tensors: Iterable[Named]) -> list[Role]:
     return roles
 
 
+def dropped_bits(fidelity: str, role: Role) -> int:
+    """Return how many low bits of a moment a lossy fidelity drops: 7 bits of mantissa are left, or 3, or 5."""
+    if fidelity != "compact-writeback":
+        return UPPER_BITS
+    return SHORT_VALUE_BITS if role is Role.FIRST_MOMENT else SHORT_DIFFERENCE_BITS
+
+
 def quantise(snapshot: Snapshot, base: Snapshot | None, fidelity: str) -> Snapshot:
     """Return the committed snapshot: what a reader gets back after everything was stored.
 
     Args:
         snapshot: the live state.
-        base: the committed snapshot that the delta is taken against; None makes a keyframe, which is exact.
+        base: the committed snapshot that the delta is taken against; None makes a keyframe, whose weights are exact.
         fidelity: one of `FIDELITIES`.
 
     Returns:
@@ -261,12 +285,15 @@ def quantise_tensor(tensor: Tensor, partner: Tensor | None, role: Role, fidelity
         fidelity: one of `FIDELITIES`.
         salt: `salt_of` the live snapshot's scalars.
     """
-    if fidelity == "lossless" or partner is None or role is Role.EXACT or tensor.data.size == 0:
+    if fidelity == "lossless" or role is Role.EXACT or tensor.data.size == 0:
         return _exact(tensor, partner)
     with np.errstate(all="ignore"):  # infinities and NaN are looked for, not trapped
-        if fidelity == "compact-writeback":
-            return _compact(tensor, partner, role, tensor_key(tensor.name, salt))
-        return _float16(tensor, partner, role)
+        key = tensor_key(tensor.name, salt)
+        if role is not Role.WEIGHT:
+            return _moment(tensor, partner, role, dropped_bits(fidelity, role), key)
+        if partner is None:
+            return _exact(tensor, partner)
+        return _weight(tensor, partner, key if fidelity == "compact-writeback" else None)
 
 
 def _exact(tensor: Tensor, partner: Tensor | None) -> Quantised:
@@ -275,49 +302,32 @@ def _exact(tensor: Tensor, partner: Tensor | None) -> Quantised:
     return part
 
 
-def _float16(tensor: Tensor, partner: Tensor, role: Role) -> Quantised:
-    """Quantise a tensor for the two float16 fidelities."""
+def _weight(tensor: Tensor, partner: Tensor, key: int | None) -> Quantised:
+    """Quantise a weight as steps, given the key to round them by, or as halves."""
     about = (tensor.name, tensor.dtype, tensor.shape, partner)
-    if role is Role.SECOND_MOMENT:
-        data = round_mantissa(tensor.data)
-        # The live values are looked at as well: rounding the bits of a NaN can carry into the sign.
-        if not math.isfinite(_largest(tensor.data)) or not math.isfinite(_largest(data)):
-            return _exact(tensor, partner)
-        return Quantised(*about, Scheme.ROUNDED, items=data)
-    delta = tensor.data - partner.data if role is Role.WEIGHT else tensor.data
+    delta = tensor.data - partner.data
     largest = _largest(delta)  # not finite if an operand has a NaN or an infinity, or if the two are too far apart
     if not math.isfinite(largest):
         return _exact(tensor, partner)
-    if role is Role.WEIGHT and largest == 0:
+    if largest == 0:
         return Quantised(*about, Scheme.UNCHANGED)
-    exponent = exponent_of(largest)
-    halves = to_halves(delta * np.float32(2.0**-exponent))
-    scheme = Scheme.SCALED_DELTA if role is Role.WEIGHT else Scheme.SCALED_VALUE
-    part = Quantised(*about, scheme, exponent, halves)
+    if key is None:
+        exponent = exponent_of(largest)
+        part = Quantised(*about, Scheme.SCALED_DELTA, exponent, to_halves(delta * np.float32(2.0**-exponent)))
+    else:
+        exponent = step_exponent(delta)
+        part = Quantised(*about, Scheme.STEPPED_DELTA, exponent, round_steps(delta, key, exponent))
     return part if math.isfinite(_largest(part.tensor.data)) else _exact(tensor, partner)
 
 
-def _compact(tensor: Tensor, partner: Tensor, role: Role, key: int) -> Quantised:
-    """Quantise a tensor for ``compact-writeback``, given its key."""
-    about = (tensor.name, tensor.dtype, tensor.shape, partner)
-    if role is Role.WEIGHT:
-        delta = tensor.data - partner.data
-        largest = _largest(delta)
-        if not math.isfinite(largest):
-            return _exact(tensor, partner)
-        if largest == 0:
-            return Quantised(*about, Scheme.UNCHANGED)
-        exponent = step_exponent(delta)
-        steps = round_steps(delta, tensor.data, key, exponent)
-        part = Quantised(*about, Scheme.STEPPED_DELTA, exponent, steps)
-    elif not math.isfinite(_largest(tensor.data)):
+def _moment(tensor: Tensor, partner: Tensor | None, role: Role, dropped: int, key: int) -> Quantised:
+    """Quantise a moment by dropping bits."""
+    if not math.isfinite(_largest(tensor.data)):
         return _exact(tensor, partner)
-    elif role is Role.FIRST_MOMENT:
-        short = round_short(tensor.data, key, SHORT_VALUE_BITS, keep_nonzero=False)
-        part = Quantised(*about, Scheme.SHORT_VALUE, items=short)
-    else:
-        short = round_short(tensor.data, key, SHORT_DIFFERENCE_BITS, keep_nonzero=True)
-        part = Quantised(*about, Scheme.SHORT_DIFFERENCE, items=short)
+    upper = round_upper(tensor.data, key, dropped, keep_nonzero=role is Role.SECOND_MOMENT)
+    differs = dropped == SHORT_DIFFERENCE_BITS
+    about = (tensor.name, tensor.dtype, tensor.shape, partner if differs else None)
+    part = Quantised(*about, Scheme.SHORT_DIFFERENCE if differs else Scheme.BFLOAT16, items=upper)
     return part if math.isfinite(_largest(part.tensor.data)) else _exact(tensor, partner)
 
 

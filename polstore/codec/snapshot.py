@@ -108,10 +108,6 @@ class Tensor:
             self.__dict__["_entry"] = found
         return found
 
-    def take_entry(self, other: Tensor) -> None:
-        """Take over the hash of a tensor of the same name, dtype, shape and bits; the caller has compared them."""
-        self.__dict__["_entry"] = other.entry()
-
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:

@@ -52,26 +52,17 @@ class Encoding(IntEnum):
     EXACT = 1  # the bits
     DIFFERENCE = 2  # zigzag of the difference of (ordered) integers against the base's tensor
     SCALED_DELTA = 3  # float16 bits; times 2^exponent, plus the base's tensor
-    SCALED_VALUE = 4  # float16 bits; times 2^exponent
-    ROUNDED_DIFFERENCE = 5  # like DIFFERENCE, of float32 without the low 13 bits
-    STEPPED_DELTA = 6  # zigzag of 16-bit steps; times 2^exponent, plus the base's tensor
-    SHORT_VALUE = 7  # float32 without the low 20 bits, its sign last
-    SHORT_DIFFERENCE = 8  # like DIFFERENCE, of float32 and the base's tensor without the low 17 bits
+    STEPPED_DELTA = 4  # zigzag of 16-bit steps; times 2^exponent, plus the base's tensor
+    BFLOAT16 = 5  # the upper 16 bits of float32, its sign last
+    SHORT_DIFFERENCE = 6  # like DIFFERENCE, of float32 and the base's tensor without the low 18 bits
 
 
 NEEDS_BASE = frozenset(
-    {
-        Encoding.SAME,
-        Encoding.DIFFERENCE,
-        Encoding.SCALED_DELTA,
-        Encoding.ROUNDED_DIFFERENCE,
-        Encoding.STEPPED_DELTA,
-        Encoding.SHORT_DIFFERENCE,
-    }
+    {Encoding.SAME, Encoding.DIFFERENCE, Encoding.SCALED_DELTA, Encoding.STEPPED_DELTA, Encoding.SHORT_DIFFERENCE}
 )
 FLOAT32_ONLY = frozenset(Encoding) - {Encoding.SAME, Encoding.EXACT, Encoding.DIFFERENCE}
-SCALED = frozenset({Encoding.SCALED_DELTA, Encoding.SCALED_VALUE, Encoding.STEPPED_DELTA})
-TWO_BYTES = SCALED | {Encoding.SHORT_VALUE, Encoding.SHORT_DIFFERENCE}  # an item; else it is as wide as the carrier's
+SCALED = frozenset({Encoding.SCALED_DELTA, Encoding.STEPPED_DELTA})
+TWO_BYTES = SCALED | {Encoding.BFLOAT16, Encoding.SHORT_DIFFERENCE}  # an item; else it is as wide as the carrier's
 FLOATS = frozenset({"float16", "bfloat16", "float32", "float64"})  # differences are between ordered integers
 INTEGERS = frozenset({"int16", "uint16", "int32", "uint32", "int64", "uint64"})
 

@@ -18,26 +18,25 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
-    "DROPPED_BITS",
     "MAX_EXPONENT",
     "MAX_STEP_EXPONENT",
     "MIN_EXPONENT",
     "SHORT_DIFFERENCE_BITS",
     "SHORT_VALUE_BITS",
     "TOP_EXPONENT",
+    "UPPER_BITS",
     "add_halves",
     "add_steps",
-    "round_mantissa",
-    "scale_halves",
+    "from_upper",
 ]
 
 TOP_EXPONENT = 15  # the largest magnitude is scaled into [2^14, 2^15): rounding cannot reach 65 520, half's infinity
 MIN_EXPONENT = -126  # 2^-126 and its inverse are both normal float32 numbers, so one multiplication scales
 MAX_EXPONENT = 128 - TOP_EXPONENT  # of a magnitude just below 2^128
 MAX_STEP_EXPONENT = 124  # what the rule for steps reaches with a largest magnitude just below 2^128
-DROPPED_BITS = 13  # low bits of float32's 23-bit mantissa that leave 10
+UPPER_BITS = 16  # low bits of float32 that bfloat16 does not have; its mantissa keeps 7
 SHORT_VALUE_BITS = 20  # of which this leaves 3
-SHORT_DIFFERENCE_BITS = 17  # and this 6
+SHORT_DIFFERENCE_BITS = 18  # and this 5
 
 
 def add_halves(base: Array, halves: Array, exponent: int, out: Array | None = None) -> Array:
@@ -50,35 +49,13 @@ def add_steps(base: Array, steps: Array, exponent: int, out: Array | None = None
     return _add(base, steps, exponent, out, lambda block: block.astype("<f4"))
 
 
-def scale_halves(halves: Array, exponent: int, out: Array | None = None) -> Array:
-    """Return ``half · 2^exponent`` in float32, rounded once (1-D ``<f4``)."""
-    out = np.empty(halves.size, "<f4") if out is None else out
-    scale = np.float32(2.0**exponent)
-    with np.errstate(all="ignore"):
-        for start in range(0, halves.size, BLOCK):
-            np.multiply(from_halves(halves[start : start + BLOCK]), scale, out=out[start : start + BLOCK])
+def from_upper(upper: Array, out: Array | None = None) -> Array:
+    """Return the float32 (1-D ``<f4``) whose upper halves are ``upper`` (1-D ``<u2``, bfloat16), the rest being 0."""
+    out = np.empty(upper.size, "<f4") if out is None else out
+    word = bits(out)
+    for start in range(0, upper.size, BLOCK):
+        np.left_shift(upper[start : start + BLOCK], UPPER_BITS, out=word[start : start + BLOCK], dtype="<u4")
     return out
-
-
-def round_mantissa(values: Array) -> Array:
-    """Round float32 (1-D ``<f4``) to 10 bits of mantissa, ties to even; sign and zero are kept, nothing else becomes 0.
-
-    What comes out for NaN and infinities means nothing; finite values may become infinite.
-    """
-    out = np.empty(values.size, "<u4")
-    for start in range(0, values.size, BLOCK):
-        word = bits(values[start : start + BLOCK])
-        magnitude = word & np.uint32(0x7FFFFFFF)
-        rounded = magnitude >> np.uint32(DROPPED_BITS)
-        rounded &= np.uint32(1)
-        rounded += magnitude
-        rounded += np.uint32((1 << (DROPPED_BITS - 1)) - 1)
-        rounded >>= np.uint32(DROPPED_BITS)
-        np.maximum(rounded, magnitude != 0, out=rounded)
-        rounded <<= np.uint32(DROPPED_BITS)
-        rounded |= word & np.uint32(0x80000000)
-        out[start : start + BLOCK] = rounded
-    return out.view("<f4")
 
 
 def _add(base: Array, items: Array, exponent: int, out: Array | None, floats: Callable[[Array], Array]) -> Array:

@@ -58,7 +58,7 @@ class Session:
         self._recipe = recipe.load()
         self._training = self._build()
         self._live = LiveState(self._training.model, self._training.optimizer, self._training.extras)
-        initial = self._live.capture(0)
+        initial = quantise(self._live.capture(0), None, manifest.fidelity)
         self.initial_state = initial.digest()
         self.initial_entries = {entry.name: entry for entry in initial.entries()}
         self.initial_scalars = initial.scalars

@@ -21,7 +21,6 @@ from polstore.codec.quantise import (
     Quantised,
     Role,
     Scheme,
-    base_is_previous,
     quantise_tensor,
     require_subnormals,
     roles_of,
@@ -43,8 +42,8 @@ PINNED = None  # in place of a device
 class Captured:
     """A captured state: for each tensor how its committed values come about, and the canonical scalars.
 
-    Its arrays are good until the next capture, or the one after that where the next one is taken against this one. From
-    a CUDA device they may still be on their way to the host: call `wait` before reading them.
+    Its arrays are good until the next capture. From a CUDA device they may still be on their way to the host: call
+    `wait` before reading them.
     """
 
     parts: tuple[Quantised, ...]
@@ -74,7 +73,6 @@ class Capture:
         self._fidelity = fidelity
         self._writes_back = writes_back(fidelity)
         self._memory: dict[tuple[object, ...], torch.Tensor] = {}
-        self._turn = 0  # which half of the memory is in use, where the base is the last capture
         self._bases: dict[str, tuple[Tensor, torch.Tensor]] = {}
         self._known: tuple[object, ...] = ()  # what the lanes were made for
         self._workspaces: dict[torch.device, Workspace] = {}
@@ -96,7 +94,6 @@ class Capture:
             require_subnormals()
         names = sorted(tensors, key=str.encode)
         known = (base, *((name, *_place(tensors[name])) for name in names))
-        self._turn ^= base_is_previous(self._fidelity)
         with torch.no_grad():
             if base is None or known != self._known:
                 self._arrange([(name, tensors[name].detach()) for name in names], base)
@@ -115,7 +112,7 @@ class Capture:
         lanes: dict[tuple[Role, torch.device], list[Row]] = {}
         self._rest = []
         for row, role in zip(rows, roles_of(rows), strict=True):
-            fused = rule_for(self._fidelity, role) is not None and row.partner is not None and row.live.numel()
+            fused = rule_for(self._fidelity, role) is not None and row.live.numel()
             if fused and (role is not Role.WEIGHT or self._has_ordinary_base(row)):
                 lanes.setdefault((role, row.live.device), []).append(row)
             else:
@@ -174,7 +171,7 @@ class Capture:
 
         On no device, it is host memory that a CUDA device can write to by itself.
         """
-        key = (self._turn, lane.role, lane.workspace.values.device, device)
+        key = (lane.role, lane.workspace.values.device, device)
         memory = self._memory.get(key)
         if memory is None or memory.numel() < lane.count:
             size, dtype = lane.count, lane.rule.dtype

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 
+from polstore.codec.proportion import PLACE
 from polstore.codec.quantise import Quantised, Role, Scheme
 
 if TYPE_CHECKING:
@@ -43,21 +44,21 @@ class Row:
 class Workspace(NamedTuple):
     """Memory to work in, each part as large as a block: ``values`` float32, the others int32.
 
-    ``numbers`` are 0, 1, 2, … and stay so.
+    ``places`` are the multiples 0, 1, 2, … of `polstore.codec.proportion.PLACE` modulo 2^32, and stay so.
     """
 
     values: torch.Tensor
     words: torch.Tensor
     more: torch.Tensor
-    numbers: torch.Tensor
+    places: torch.Tensor
 
     @classmethod
     def on(cls, device: torch.device) -> Workspace:
         """Return new memory on a device."""
         size = BLOCK.get(device.type, BLOCK["cuda"])
         words, more = (torch.empty(size, dtype=torch.int32, device=device) for _ in range(2))
-        numbers = torch.arange(size, dtype=torch.int32, device=device)
-        return cls(torch.empty(size, device=device), words, more, numbers)
+        places = torch.arange(size, dtype=torch.int64, device=device).mul_(PLACE).to(torch.int32)
+        return cls(torch.empty(size, device=device), words, more, places)
 
 
 class Run(NamedTuple):
@@ -193,11 +194,13 @@ class Lane:
     def parts(self, exponents: Sequence[int], items: torch.Tensor) -> Iterator[Quantised]:
         """Yield how each tensor's committed values come about, given its items on the host."""
         flat = self.rule.array(items)
+        alone = self.rule.scheme is Scheme.BFLOAT16
         start = 0
         for row, exponent in zip(self.rows, exponents, strict=True):
             own = flat[start : start + row.live.numel()]
             start += own.size
-            yield Quantised(row.name, row.dtype, row.shape, row.partner, self.rule.scheme, exponent, own)
+            partner = None if alone else row.partner
+            yield Quantised(row.name, row.dtype, row.shape, partner, self.rule.scheme, exponent, own)
 
     def _cut(self) -> Iterator[Block]:
         whole = self.workspace.values.numel()

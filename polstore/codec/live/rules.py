@@ -11,16 +11,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from polstore.codec.proportion import (
-    FINE_BITS,
-    HASH_FACTORS,
-    HASH_SHIFTS,
-    PLACE,
-    exponent_of_steps,
-    tensor_key,
-)
-from polstore.codec.quantise import Role, Scheme, exponent_of
-from polstore.codec.values import DROPPED_BITS, SHORT_DIFFERENCE_BITS, SHORT_VALUE_BITS
+from polstore.codec.proportion import FINE_BITS, PLACE, exponent_of_steps, tensor_key
+from polstore.codec.quantise import FIDELITIES, Role, Scheme, dropped_bits, exponent_of
+from polstore.codec.values import SHORT_DIFFERENCE_BITS, UPPER_BITS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,13 +26,11 @@ __all__ = ["LARGEST", "rule_for"]
 LARGEST = 2.0**126  # of a base and of what is added to it: no rounding on the way can reach infinity
 LARGEST_BITS = 0x7E800000  # of 2^126
 SMALLEST = 2.0**-100  # of the largest delta: powers of two that scale it stay float32 numbers
-HALF = 1 << (DROPPED_BITS - 1)  # of the last bit that is kept
-MAGNITUDE = 0x7FFFFFFF
 
 
 def rule_for(fidelity: str, role: Role) -> Rule | None:
     """Return the rule for a role in a fidelity; None if the reference has to do it."""
-    return RULES.get((fidelity, role))
+    return _RULES.get((fidelity, role))
 
 
 class _OfValues:
@@ -53,36 +44,11 @@ class _OfValues:
         return max(-low, high)
 
 
-class _OfBits:
-    """What rules have in common whose items are the committed values, made by rounding the bits of non-negative ones.
-
-    Second moments: seen as integers, a sign makes them negative, and infinities and NaN are large.
-    """
-
-    dtype = torch.float32
-
-    def extremes(self, run: Run) -> tuple[torch.Tensor, torch.Tensor]:
-        low, high = torch.aminmax(run.live.view(torch.int32))
-        return low, high
-
-    def peak(self, low: float, high: float) -> float:
-        return 1.0 if low >= 0 and high <= LARGEST_BITS else math.inf
-
-    def exponents(self, lane: Lane, peaks: Sequence[float]) -> list[int]:  # noqa: ARG002 - as the protocol has it
-        return [0] * len(lane.rows)
-
-    def array(self, items: torch.Tensor) -> Array:
-        array: Array = items.numpy()
-        return array
-
-
 class _Halves(_OfValues):
-    """Scaled float16: weights against their base, and first moments."""
+    """Weights as scaled float16 against their base."""
 
+    scheme = Scheme.SCALED_DELTA
     dtype = torch.half
-
-    def __init__(self, scheme: Scheme) -> None:
-        self.scheme = scheme
 
     def exponents(self, lane: Lane, peaks: Sequence[float]) -> list[int]:  # noqa: ARG002
         return [exponent_of(peak) for peak in peaks]
@@ -96,24 +62,6 @@ class _Halves(_OfValues):
 
     def array(self, items: torch.Tensor) -> Array:
         return items.numpy().view("<u2")
-
-
-class _Rounded(_OfBits):
-    """Second moments to 10 bits of mantissa, ties to even."""
-
-    scheme = Scheme.ROUNDED
-
-    def apply(self, lane: Lane, block: Block, exponents: Sequence[int], salt: bytes, items: torch.Tensor) -> None:  # noqa: ARG002
-        word, odd = block.values.view(torch.int32), block.words
-        vanishing = (word > 0) & (word <= HALF) if word.min() <= HALF else None
-        torch.bitwise_right_shift(word, DROPPED_BITS, out=odd)
-        odd &= 1  # a tie goes up just where that makes the result even
-        odd += HALF - 1
-        word += odd
-        word &= -1 << DROPPED_BITS
-        if vanishing is not None:  # nothing but zero becomes zero
-            word.masked_fill_(vanishing, 1 << DROPPED_BITS)
-        items.copy_(block.values)
 
 
 class _Steps(_OfValues):
@@ -146,10 +94,8 @@ class _Steps(_OfValues):
 
     def apply(self, lane: Lane, block: Block, exponents: Sequence[int], salt: bytes, items: torch.Tensor) -> None:
         scales = [exponents[run.number] for run in block.runs]
-        _hash(lane, block, salt)
         words, between = block.words, block.more.view(torch.float32)
-        words >>= 8
-        words &= 0xFFFFFF
+        _thresholds(lane, block, 24, salt)
         between.copy_(words)
         between *= 2.0**-24
         torch._foreach_mul_(block.views, [2.0**-scale for scale in scales])
@@ -165,62 +111,65 @@ class _Steps(_OfValues):
         return array
 
 
-class _Short(_OfBits):
+class _Moments:
     """Moments with few bits of mantissa, rounded in proportion."""
 
-    def __init__(self, scheme: Scheme, dropped: int) -> None:
-        self.scheme = scheme
+    dtype = torch.int16
+
+    def __init__(self, dropped: int) -> None:
+        self.scheme = Scheme.SHORT_DIFFERENCE if dropped == SHORT_DIFFERENCE_BITS else Scheme.BFLOAT16
         self._dropped = dropped
 
+    def exponents(self, lane: Lane, peaks: Sequence[float]) -> list[int]:  # noqa: ARG002 - as the protocol has it
+        return [0] * len(lane.rows)
+
     def apply(self, lane: Lane, block: Block, exponents: Sequence[int], salt: bytes, items: torch.Tensor) -> None:  # noqa: ARG002
-        _hash(lane, block, salt)
         word, rounded = block.values.view(torch.int32), block.words
-        rounded >>= 32 - self._dropped
-        rounded &= (1 << self._dropped) - 1
-        torch.bitwise_and(word, MAGNITUDE, out=block.more)
-        rounded += block.more
+        _thresholds(lane, block, self._dropped, salt)
+        rounded += word
         rounded >>= self._dropped
-        self._keep(rounded, block.more)
-        rounded <<= self._dropped
-        word &= ~MAGNITUDE
-        word |= rounded
-        items.copy_(block.values)
+        self._keep(word, rounded)
+        if self._dropped > UPPER_BITS:
+            rounded <<= self._dropped - UPPER_BITS
+        items.copy_(rounded)
+        torch.bitwise_left_shift(rounded, UPPER_BITS, out=word)
 
-    def _keep(self, rounded: torch.Tensor, magnitude: torch.Tensor) -> None:
-        torch.maximum(rounded, magnitude.clamp_(max=1), out=rounded)  # nothing but zero becomes zero
+    def array(self, items: torch.Tensor) -> Array:
+        return items.numpy().view("<u2")
+
+    def _keep(self, word: torch.Tensor, rounded: torch.Tensor) -> None:
+        """Mend what must not become zero, given the words and what they are rounded to."""
 
 
-class _ShortSigned(_Short):
-    """First moments: with signs, and small ones may become zero."""
+class _FirstMoments(_OfValues, _Moments):
+    """With signs, and small ones may become zero."""
+
+
+class _SecondMoments(_Moments):
+    """Never negative, and nothing but zero becomes zero; seen as integers, signs, infinities and NaN stand out."""
 
     def extremes(self, run: Run) -> tuple[torch.Tensor, torch.Tensor]:
-        low, high = torch.aminmax(run.live)
+        low, high = torch.aminmax(run.live.view(torch.int32))
         return low, high
 
     def peak(self, low: float, high: float) -> float:
-        return max(-low, high)
+        return 1.0 if low >= 0 and high <= LARGEST_BITS else math.inf
 
-    def _keep(self, rounded: torch.Tensor, magnitude: torch.Tensor) -> None:
-        pass
+    def _keep(self, word: torch.Tensor, rounded: torch.Tensor) -> None:
+        torch.maximum(rounded, word.clamp_(max=1), out=rounded)
 
 
-def _hash(lane: Lane, block: Block, salt: bytes) -> None:
-    """Fill the block's words with the hashes of its live values, as `polstore.codec.proportion` defines them."""
-    x, shifted = block.words, block.more
+def _thresholds(lane: Lane, block: Block, bits: int, salt: bytes) -> None:
+    """Fill the block's words with the upper bits of its thresholds, as `polstore.codec.proportion` defines them."""
+    words = block.words
     start = 0
     for run in block.runs:
-        own = x[start : start + run.live.numel()]
+        own = words[start : start + run.live.numel()]
         start += own.numel()
-        key = tensor_key(lane.rows[run.number].name, salt)
-        torch.bitwise_xor(run.live.view(torch.int32), _signed(key), out=own)
-        torch.add(own, lane.workspace.numbers[: own.numel()], alpha=_signed(PLACE), out=own)
-        own += _signed(run.start * PLACE)
-    for bits, factor in zip(HASH_SHIFTS, (*HASH_FACTORS, None), strict=True):
-        torch.bitwise_right_shift(x, bits, out=shifted)
-        shifted &= (1 << 32 - bits) - 1  # torch shifts the sign in
-        x ^= shifted
-        if factor is not None:
-            x *= _signed(factor)
+        first = tensor_key(lane.rows[run.number].name, salt) + run.start * PLACE
+        torch.add(lane.workspace.places[: own.numel()], _signed(first), out=own)
+    words >>= 32 - bits
+    words &= (1 << bits) - 1  # torch shifts the sign in
 
 
 def _signed(word: int) -> int:
@@ -228,12 +177,9 @@ def _signed(word: int) -> int:
     return (word + 0x80000000) % 0x100000000 - 0x80000000
 
 
-RULES: dict[tuple[str, Role], Rule] = {
-    ("compact-writeback", Role.WEIGHT): _Steps(),
-    ("compact-writeback", Role.FIRST_MOMENT): _ShortSigned(Scheme.SHORT_VALUE, SHORT_VALUE_BITS),
-    ("compact-writeback", Role.SECOND_MOMENT): _Short(Scheme.SHORT_DIFFERENCE, SHORT_DIFFERENCE_BITS),
-}
-for _fidelity in ("float16-writeback", "float16"):
-    RULES[_fidelity, Role.WEIGHT] = _Halves(Scheme.SCALED_DELTA)
-    RULES[_fidelity, Role.FIRST_MOMENT] = _Halves(Scheme.SCALED_VALUE)
-    RULES[_fidelity, Role.SECOND_MOMENT] = _Rounded()
+_RULES: dict[tuple[str, Role], Rule] = {}
+for _fidelity in FIDELITIES:
+    if _fidelity != "lossless":
+        _RULES[_fidelity, Role.WEIGHT] = _Steps() if _fidelity == "compact-writeback" else _Halves()
+        _RULES[_fidelity, Role.FIRST_MOMENT] = _FirstMoments(dropped_bits(_fidelity, Role.FIRST_MOMENT))
+        _RULES[_fidelity, Role.SECOND_MOMENT] = _SecondMoments(dropped_bits(_fidelity, Role.SECOND_MOMENT))
