@@ -6,6 +6,7 @@ Everything here is read from the store and from a key; no torch and no training 
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -197,12 +198,7 @@ def prove_records(run: Run, size: int | None = None) -> Proof:
 
 
 def _proof(run: Run, wanted: Sequence[int], size: int | None, *, audit: bool) -> Proof:
-    signed = run.signed_sizes()
-    if not signed:
-        raise MissingError(f"run {run.name} has no signed root yet; run polstore commit")
-    size = signed[-1] if size is None else size
-    if size not in signed:
-        raise MissingError(f"run {run.name} has no signed root of that size", expected=signed, got=size)
+    size = run.signed_size(size)
     if wanted and (wanted[0] < 0 or wanted[-1] >= size - 1):
         wrong = wanted[0] if wanted[0] < 0 else wanted[-1]
         raise MissingError(
@@ -210,10 +206,9 @@ def _proof(run: Run, wanted: Sequence[int], size: int | None, *, audit: bool) ->
         )
     if size < 2:
         raise MissingError(f"run {run.name} has no segment under that root", expected="at least 2 leaves", got=size)
-    leaves = run.leaves(size)
-    root = _signed_tree(run, leaves)
+    leaves, root = _signed_leaves(run, size)
     manifest = Manifest.parse(leaves[0])
-    records = [SegmentRecord.parse(leaf) for leaf in leaves[1:]]
+    records = _Records(leaves)
     opened = tuple(_opened(run, index, leaves, root) for index in wanted)
     blobs = {records[index].steps for index in wanted} | {manifest.optimizer.hyperparameters}
     samples: set[int] = set()
@@ -236,10 +231,10 @@ def _proof(run: Run, wanted: Sequence[int], size: int | None, *, audit: bool) ->
     return Proof(bundle, carried)
 
 
-def _signed_tree(run: Run, leaves: tuple[bytes, ...]) -> bytes:
-    """Return the root over these leaves, which must be what was signed."""
-    size = len(leaves)
-    root = merkle.root([merkle.leaf_hash(leaf) for leaf in leaves])
+def _signed_leaves(run: Run, size: int) -> tuple[tuple[bytes, ...], bytes]:
+    """Return the first ``size`` leaves and the root over them, which must be what was signed."""
+    leaves, hashes = run.hashed_leaves(size)
+    root = merkle.root(hashes)
     signed = run.signed_checkpoint(size)
     if (signed.size, signed.root) != (size, root):
         raise DamagedError(
@@ -247,7 +242,33 @@ def _signed_tree(run: Run, leaves: tuple[bytes, ...]) -> bytes:
             expected=f"{signed.size} leaves, {signed.root.hex()}",
             got=f"{size} leaves, {root.hex()}",
         )
-    return root
+    return leaves, root
+
+
+class _Records:
+    """The segment records among a run's leaves, each parsed when it is first asked for: most are only carried."""
+
+    def __init__(self, leaves: tuple[bytes, ...]) -> None:
+        self._leaves = leaves
+        self._parsed: dict[int, SegmentRecord] = {}
+
+    def __len__(self) -> int:
+        return len(self._leaves) - 1
+
+    def __getitem__(self, index: int) -> SegmentRecord:
+        if index not in self._parsed:
+            self._parsed[index] = SegmentRecord.parse(self._leaves[index + 1])
+        return self._parsed[index]
+
+    def state_at(self, step: int) -> bytes:
+        """Return the digest of the snapshot at a step, found by bisection: the steps of the records ascend."""
+        after = bisect_right(range(len(self)), step, key=lambda index: self[index].start_step)
+        record = self[max(after - 1, 0)]
+        if step == record.start_step:
+            return record.start_state
+        if step == record.end_step:
+            return record.end_state
+        raise DamagedError("a segment is quantised against a step without a snapshot", expected=record, got=step)
 
 
 def _opened(run: Run, index: int, leaves: tuple[bytes, ...], root: bytes) -> OpenedSegment:
@@ -261,20 +282,20 @@ def _opened(run: Run, index: int, leaves: tuple[bytes, ...], root: bytes) -> Ope
     return OpenedSegment(index, proof)
 
 
-def _needed_states(records: Sequence[SegmentRecord], segments: Sequence[int]) -> list[bytes]:
+def _needed_states(records: _Records, segments: Sequence[int]) -> list[bytes]:
     """Return the digests of the snapshots at both ends of each segment, and of those its end is quantised against.
 
     They come in the order of their steps, each once.
     """
-    at = {record.end_step: record.end_state for record in records}
-    at[records[0].start_step] = records[0].start_state
-    needed: set[int] = set()
+    needed: dict[int, bytes] = {}  # by step
     for index in segments:
         record = records[index]
-        needed |= {record.start_step, record.end_step}
-        if record.base_step is not None:
-            needed.add(record.base_step)
-    return list(dict.fromkeys(at[step] for step in sorted(needed)))
+        needed[record.start_step], needed[record.end_step] = record.start_state, record.end_state
+    for index in segments:
+        base = records[index].base_step
+        if base is not None and base not in needed:
+            needed[base] = records.state_at(base)
+    return list(dict.fromkeys(needed[step] for step in sorted(needed)))
 
 
 def _open_samples(run: Run, manifest: Manifest, indices: list[int]) -> Samples:
