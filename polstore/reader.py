@@ -263,7 +263,7 @@ class Run:
         return self._checkpoint(self.signed_root(size), size)
 
     def signed_size(self, size: int | None = None) -> int:
-        """Return ``size`` where there is a signed root over so many leaves, or that of the newest; raises `MissingError`."""
+        """Return ``size`` if there is a signed root over so many leaves, or the newest one's; raises `MissingError`."""
         with self._store.read() as view:
             return self._signed_size(view, size)
 

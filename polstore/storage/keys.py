@@ -141,7 +141,7 @@ def numbered_all(prefix: bytes, count: int) -> Iterator[bytes]:
 
 
 def subtree(prefix: bytes, level: int, index: int) -> bytes:
-    """Return the key, beginning with ``prefix``, of the node over the leaves ``[index << level, (index + 1) << level)``."""
+    """Return the key, beginning with ``prefix``, of the node over leaves ``[index << level, (index + 1) << level)``."""
     if not (0 <= level <= MAX_LEVEL and 0 <= index <= MAX_INDEX):
         _checked(level, MAX_LEVEL)
         _checked(index, MAX_INDEX)
