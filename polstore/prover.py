@@ -268,7 +268,8 @@ class _Records:
             return record.start_state
         if step == record.end_step:
             return record.end_state
-        raise DamagedError("a segment is quantised against a step without a snapshot", expected=record, got=step)
+        expected = f"{record.start_step} or {record.end_step}"
+        raise DamagedError("a segment is quantised against a step without a snapshot", expected=expected, got=step)
 
 
 def _opened(run: Run, index: int, leaves: tuple[bytes, ...], root: bytes) -> OpenedSegment:
