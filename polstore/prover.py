@@ -6,7 +6,6 @@ Everything here is read from the store and from a key; no torch and no training 
 from __future__ import annotations
 
 import time
-from bisect import bisect_right
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -22,6 +21,7 @@ from polstore.errors import (
     UsageError,
 )
 from polstore.files import write_atomic
+from polstore.segment_records import SegmentRecords
 from polstore.wire import merkle
 from polstore.wire.bundle import Bundle, OpenedSegment, Samples
 from polstore.wire.checkpoint import Checkpoint, open_root, parse_text, run_origin, sign_root
@@ -30,7 +30,6 @@ from polstore.wire.manifest import Manifest
 from polstore.wire.multi_proof import multi_proof
 from polstore.wire.note import parse as parse_note
 from polstore.wire.randomness import sample_salt
-from polstore.wire.segment import SegmentRecord
 from polstore.wire.steps import Steps
 
 if TYPE_CHECKING:
@@ -208,13 +207,13 @@ def _proof(run: Run, wanted: Sequence[int], size: int | None, *, audit: bool) ->
         raise MissingError(f"run {run.name} has no segment under that root", expected="at least 2 leaves", got=size)
     leaves, root = _signed_leaves(run, size)
     manifest = Manifest.parse(leaves[0])
-    records = _Records(leaves)
+    records = SegmentRecords(leaves)
     opened = tuple(_opened(run, index, leaves, root) for index in wanted)
     blobs = {records[index].steps for index in wanted} | {manifest.optimizer.hyperparameters}
     samples: set[int] = set()
     for index in wanted:
         samples |= Steps.parse(run.blob(records[index].steps)).samples()
-    states = _needed_states(records, range(len(records)) if audit else wanted)
+    states = records.needed_states(range(len(records)) if audit else wanted)
     if manifest.initial.kind != "seed" and manifest.initial.state not in states:
         states = [manifest.initial.state, *states]  # nobody can rebuild it, and a verifier looks at its tensors
     carried = Carried(run, states)
@@ -245,33 +244,6 @@ def _signed_leaves(run: Run, size: int) -> tuple[tuple[bytes, ...], bytes]:
     return leaves, root
 
 
-class _Records:
-    """The segment records among a run's leaves, each parsed when it is first asked for: most are only carried."""
-
-    def __init__(self, leaves: tuple[bytes, ...]) -> None:
-        self._leaves = leaves
-        self._parsed: dict[int, SegmentRecord] = {}
-
-    def __len__(self) -> int:
-        return len(self._leaves) - 1
-
-    def __getitem__(self, index: int) -> SegmentRecord:
-        if index not in self._parsed:
-            self._parsed[index] = SegmentRecord.parse(self._leaves[index + 1])
-        return self._parsed[index]
-
-    def state_at(self, step: int) -> bytes:
-        """Return the digest of the snapshot at a step, found by bisection: the steps of the records ascend."""
-        after = bisect_right(range(len(self)), step, key=lambda index: self[index].start_step)
-        record = self[max(after - 1, 0)]
-        if step == record.start_step:
-            return record.start_state
-        if step == record.end_step:
-            return record.end_state
-        expected = f"{record.start_step} or {record.end_step}"
-        raise DamagedError("a segment is quantised against a step without a snapshot", expected=expected, got=step)
-
-
 def _opened(run: Run, index: int, leaves: tuple[bytes, ...], root: bytes) -> OpenedSegment:
     """Return a segment with its inclusion proof, which is checked: the stored tree may be damaged."""
     leaf, size = index + 1, len(leaves)
@@ -281,22 +253,6 @@ def _opened(run: Run, index: int, leaves: tuple[bytes, ...], root: bytes) -> Ope
     except MerkleError as error:
         raise DamagedError(f"tree of run {run.name} is damaged: {error}") from error
     return OpenedSegment(index, proof)
-
-
-def _needed_states(records: _Records, segments: Sequence[int]) -> list[bytes]:
-    """Return the digests of the snapshots at both ends of each segment, and of those its end is quantised against.
-
-    They come in the order of their steps, each once.
-    """
-    needed: dict[int, bytes] = {}  # by step
-    for index in segments:
-        record = records[index]
-        needed[record.start_step], needed[record.end_step] = record.start_state, record.end_state
-    for index in segments:
-        base = records[index].base_step
-        if base is not None and base not in needed:
-            needed[base] = records.state_at(base)
-    return list(dict.fromkeys(needed[step] for step in sorted(needed)))
 
 
 def _open_samples(run: Run, manifest: Manifest, indices: list[int]) -> Samples:

@@ -10,9 +10,9 @@ import pytest
 import tiny_archive
 
 import polstore
-from polstore import prover
 from polstore.errors import DamagedError, ExistsError, MissingError, UsageError
 from polstore.prover import Proof
+from polstore.segment_records import SegmentRecords
 from polstore.storage.store import open_store
 from polstore.wire import merkle
 from polstore.wire.checkpoint import open_root
@@ -159,9 +159,7 @@ def test_the_bases_of_opened_segments_are_found(count):
         leaves = (b"manifest", *(one.encode() for one in records))
         for wanted in ([0], [count - 1], range(0, count, 2), range(count)):
             needed = {step for index in wanted for step in (steps[index], steps[index + 1], bases[index])} - {None}
-            assert prover._needed_states(prover._Records(leaves), wanted) == [
-                digest_at(step) for step in sorted(needed)
-            ]
+            assert SegmentRecords(leaves).needed_states(wanted) == [digest_at(step) for step in sorted(needed)]
 
 
 @pytest.mark.parametrize("base", [1, 3])
@@ -169,7 +167,7 @@ def test_a_base_without_a_snapshot_is_damage(base):
     records = [record(0, 0, 2, None), record(1, 2, 4, None), record(2, 4, 6, base)]
     leaves = (b"manifest", *(one.encode() for one in records))
     with pytest.raises(DamagedError, match=f"a step without a snapshot.*got {base}"):
-        prover._needed_states(prover._Records(leaves), [2])
+        SegmentRecords(leaves).needed_states([2])
 
 
 def number(value):
