@@ -8,6 +8,7 @@ hand it out (a C2SP tlog-proof); both are written to a file.
 
 from __future__ import annotations
 
+import hashlib
 import random
 import shutil
 import statistics
@@ -49,11 +50,19 @@ ROUNDS = 4  # of recording; each begins with a fresh copy of the store
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds per operation, medians, when the store held ``snapshots`` snapshots; and the bundle's size in bytes."""
+    """What the store took when it held ``snapshots`` snapshots.
+
+    Attributes:
+        snapshots: how many.
+        operations: seconds per operation, medians.
+        bundle: size of the bundle of one segment, in bytes.
+        limit: seconds that reading as many bytes as that bundle has from a file, and hashing them in one go, take.
+    """
 
     snapshots: int
     operations: dict[str, float]
     bundle: int
+    limit: float
 
 
 def grow(sizes: Sequence[int]) -> list[Times]:
@@ -79,8 +88,14 @@ def grow(sizes: Sequence[int]) -> list[Times]:
                 times[operation] = _in_turn(each, sizes)
             snapshots = [len(run.snapshots) for run in runs]
         times["record a snapshot"] = _recording(stores)
+        limits = _in_turn([partial(_limit, bundle) for bundle in bundles], sizes)
         return [
-            Times(snapshots[number], {what: each[number] for what, each in times.items()}, bundle.stat().st_size)
+            Times(
+                snapshots[number],
+                {what: each[number] for what, each in times.items()},
+                bundle.stat().st_size,
+                limits[number],
+            )
             for number, bundle in enumerate(bundles)
         ]
 
@@ -136,6 +151,10 @@ def _recording(stores: Sequence[Path]) -> list[float]:
 def _open(store: Path, _: int) -> None:
     with polstore.open(store) as archive:
         archive.run("tiny")
+
+
+def _limit(bundle: Path, _: int) -> None:
+    hashlib.sha256(bundle.read_bytes()).digest()
 
 
 def _in_turn(works: Sequence[Callable[[int], object]], counts: Sequence[int]) -> list[float]:
