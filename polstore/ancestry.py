@@ -81,7 +81,7 @@ def find_parent(text: Path | str, signed_root: bytes | None = None) -> ParentSta
             raise UsageError(f"runs in {path}", expected="one, or STORE:RUN", got=", ".join(runs[:8]))
         run = archive.run(runs[0] if name is None else name)
         stated = None if signed_root is None else parse_text(parse_note(signed_root).text)
-        size = _signed_size(run, None if stated is None else stated.size)
+        size = run.signed_size(None if stated is None else stated.size)
         checkpoint = run.signed_checkpoint(size)
         if stated not in (None, checkpoint):
             raise MissingError(f"signed root of run {run.name} over {size} leaves", expected=stated, got=checkpoint)
@@ -108,8 +108,8 @@ def lineage(run: Run, parent: Run, size: int | None = None) -> Lineage:
     wanted = run.manifest.initial.parent
     if wanted is None:
         raise UsageError(f"run {run.name} has no parent", expected="parent", got=run.manifest.initial.kind)
-    size = _signed_size(run, size)
-    checkpoint = parent.signed_checkpoint(_signed_size(parent, wanted.size))
+    size = run.signed_size(size)
+    checkpoint = parent.signed_checkpoint(parent.signed_size(wanted.size))
     if (checkpoint.origin, checkpoint.root) != (wanted.origin, wanted.root):
         raise MissingError(f"run {parent.name} is not the parent", expected=wanted.origin, got=checkpoint.origin)
     own = run.stored_snapshots(run.manifest.initial.state)[0]
@@ -135,16 +135,6 @@ def lineage(run: Run, parent: Run, size: int | None = None) -> Lineage:
         inherited=inherited,
         proof=multi_proof(numbers, len(hashes), merkle.nodes_of(hashes)),
     )
-
-
-def _signed_size(run: Run, size: int | None) -> int:
-    """Return a size at which the run has a signed root: the newest one if None; raises `MissingError`."""
-    signed = run.signed_sizes()
-    if not signed:
-        raise MissingError(f"run {run.name} has no signed root yet; run polstore commit")
-    if size is not None and size not in signed:
-        raise MissingError(f"run {run.name} has no signed root of that size", expected=signed, got=size)
-    return signed[-1] if size is None else size
 
 
 def _proven(run: Run, leaf: int, size: int) -> ProvenLeaf:

@@ -167,7 +167,7 @@ def _check_private(run: Run, manifest: Manifest) -> None:
 
 def _check_tree(store: Store, run: Run) -> None:
     """Compare every stored node of a run's tree with one computed from the leaves."""
-    hashes = [merkle.leaf_hash(leaf) for leaf in run.leaves(run.size())]
+    _, hashes = run.hashed_leaves(run.size())
     level = 0
     with store.read() as view:
         while hashes:
@@ -181,7 +181,7 @@ def _check_tree(store: Store, run: Run) -> None:
 
 def _check_root(run: Run, size: int) -> None:
     checkpoint = run.signed_checkpoint(size)
-    root = merkle.root([merkle.leaf_hash(leaf) for leaf in run.leaves(size)])  # not from nodes, which are checked above
+    root = merkle.root(run.hashed_leaves(size)[1])  # not from nodes, which are checked above
     if (checkpoint.size, checkpoint.root) != (size, root):
         raise DamagedError(
             "signed root", expected=f"{size} {root.hex()}", got=f"{checkpoint.size} {checkpoint.root.hex()}"

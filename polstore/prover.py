@@ -21,6 +21,7 @@ from polstore.errors import (
     UsageError,
 )
 from polstore.files import write_atomic
+from polstore.segment_records import SegmentRecords
 from polstore.wire import merkle
 from polstore.wire.bundle import Bundle, OpenedSegment, Samples
 from polstore.wire.checkpoint import Checkpoint, open_root, parse_text, run_origin, sign_root
@@ -29,7 +30,6 @@ from polstore.wire.manifest import Manifest
 from polstore.wire.multi_proof import multi_proof
 from polstore.wire.note import parse as parse_note
 from polstore.wire.randomness import sample_salt
-from polstore.wire.segment import SegmentRecord
 from polstore.wire.steps import Steps
 
 if TYPE_CHECKING:
@@ -197,12 +197,7 @@ def prove_records(run: Run, size: int | None = None) -> Proof:
 
 
 def _proof(run: Run, wanted: Sequence[int], size: int | None, *, audit: bool) -> Proof:
-    signed = run.signed_sizes()
-    if not signed:
-        raise MissingError(f"run {run.name} has no signed root yet; run polstore commit")
-    size = signed[-1] if size is None else size
-    if size not in signed:
-        raise MissingError(f"run {run.name} has no signed root of that size", expected=signed, got=size)
+    size = run.signed_size(size)
     if wanted and (wanted[0] < 0 or wanted[-1] >= size - 1):
         wrong = wanted[0] if wanted[0] < 0 else wanted[-1]
         raise MissingError(
@@ -210,16 +205,15 @@ def _proof(run: Run, wanted: Sequence[int], size: int | None, *, audit: bool) ->
         )
     if size < 2:
         raise MissingError(f"run {run.name} has no segment under that root", expected="at least 2 leaves", got=size)
-    leaves = run.leaves(size)
-    root = _signed_tree(run, leaves)
+    leaves, root = _signed_leaves(run, size)
     manifest = Manifest.parse(leaves[0])
-    records = [SegmentRecord.parse(leaf) for leaf in leaves[1:]]
+    records = SegmentRecords(leaves)
     opened = tuple(_opened(run, index, leaves, root) for index in wanted)
     blobs = {records[index].steps for index in wanted} | {manifest.optimizer.hyperparameters}
     samples: set[int] = set()
     for index in wanted:
         samples |= Steps.parse(run.blob(records[index].steps)).samples()
-    states = _needed_states(records, range(len(records)) if audit else wanted)
+    states = records.needed_states(range(len(records)) if audit else wanted)
     if manifest.initial.kind != "seed" and manifest.initial.state not in states:
         states = [manifest.initial.state, *states]  # nobody can rebuild it, and a verifier looks at its tensors
     carried = Carried(run, states)
@@ -236,10 +230,10 @@ def _proof(run: Run, wanted: Sequence[int], size: int | None, *, audit: bool) ->
     return Proof(bundle, carried)
 
 
-def _signed_tree(run: Run, leaves: tuple[bytes, ...]) -> bytes:
-    """Return the root over these leaves, which must be what was signed."""
-    size = len(leaves)
-    root = merkle.root([merkle.leaf_hash(leaf) for leaf in leaves])
+def _signed_leaves(run: Run, size: int) -> tuple[tuple[bytes, ...], bytes]:
+    """Return the first ``size`` leaves and the root over them, which must be what was signed."""
+    leaves, hashes = run.hashed_leaves(size)
+    root = merkle.root(hashes)
     signed = run.signed_checkpoint(size)
     if (signed.size, signed.root) != (size, root):
         raise DamagedError(
@@ -247,7 +241,7 @@ def _signed_tree(run: Run, leaves: tuple[bytes, ...]) -> bytes:
             expected=f"{signed.size} leaves, {signed.root.hex()}",
             got=f"{size} leaves, {root.hex()}",
         )
-    return root
+    return leaves, root
 
 
 def _opened(run: Run, index: int, leaves: tuple[bytes, ...], root: bytes) -> OpenedSegment:
@@ -259,22 +253,6 @@ def _opened(run: Run, index: int, leaves: tuple[bytes, ...], root: bytes) -> Ope
     except MerkleError as error:
         raise DamagedError(f"tree of run {run.name} is damaged: {error}") from error
     return OpenedSegment(index, proof)
-
-
-def _needed_states(records: Sequence[SegmentRecord], segments: Sequence[int]) -> list[bytes]:
-    """Return the digests of the snapshots at both ends of each segment, and of those its end is quantised against.
-
-    They come in the order of their steps, each once.
-    """
-    at = {record.end_step: record.end_state for record in records}
-    at[records[0].start_step] = records[0].start_state
-    needed: set[int] = set()
-    for index in segments:
-        record = records[index]
-        needed |= {record.start_step, record.end_step}
-        if record.base_step is not None:
-            needed.add(record.base_step)
-    return list(dict.fromkeys(at[step] for step in sorted(needed)))
 
 
 def _open_samples(run: Run, manifest: Manifest, indices: list[int]) -> Samples:

@@ -21,7 +21,7 @@ from safetensors import TensorSpec, serialize
 
 from polstore.codec import frames
 from polstore.codec.chain import Chain
-from polstore.errors import DamagedError, MalformedError, MissingError
+from polstore.errors import DamagedError, MalformedError, MerkleError, MissingError
 from polstore.files import write_atomic
 from polstore.ledger import Ledger
 from polstore.run_row import RunRow
@@ -32,6 +32,7 @@ from polstore.wire.manifest import Manifest
 from polstore.wire.note import parse as parse_note
 from polstore.wire.segment import SegmentRecord
 from polstore.wire.steps import Steps
+from polstore.wire.tlog_proof import TlogProof
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from polstore.codec.snapshot import Snapshot, Tensor
+    from polstore.storage.reader import Reader
     from polstore.storage.store import Store
     from polstore.wire.state import TensorEntry
 
@@ -121,16 +123,20 @@ class Run:
             return view.snapshot_steps(self.name)
 
     @property
+    def newest_snapshot(self) -> int | None:
+        """The step of the newest snapshot; None where the store has lost all of them."""
+        with self._store.read() as view:
+            return view.newest_snapshot(self.name)
+
+    @property
     def segments(self) -> Segments:
         """The segment records, in order."""
         return Segments(self)
 
     def segment(self, index: int) -> SegmentRecord:
         """Return segment ``index``; raises `MissingError`."""
-        count = self.size() - 1
-        if not 0 <= index < count:
-            raise MissingError(f"run {self.name} has no segment {index}", expected=f"0 to {count - 1}", got=index)
         with self._store.read() as view:
+            self._require_segment(index, view.leaf_count(self.name))
             leaf = view.leaf(self.name, index + 1)
         with self._own(f"segment {index} of run {self.name}"):
             return SegmentRecord.parse(leaf)
@@ -202,8 +208,13 @@ class Run:
 
     def leaves(self, size: int) -> tuple[bytes, ...]:
         """Return the first ``size`` leaves."""
+        return self.hashed_leaves(size)[0]
+
+    def hashed_leaves(self, size: int) -> tuple[tuple[bytes, ...], list[bytes]]:
+        """Return the first ``size`` leaves and their hashes, 32 bytes each, computed anew."""
         with self._store.read() as view:
-            return tuple(view.leaf(self.name, index) for index in range(size))
+            leaves, hashes = view.hashed_leaves(self.name, size)
+        return tuple(leaves), hashes
 
     def tree_root(self, size: int) -> bytes:
         """Return the root of the run's tree when it had ``size`` leaves."""
@@ -215,19 +226,52 @@ class Run:
         with self._store.read() as view:
             return merkle.inclusion_proof(leaf, size, view.tree(self.name))
 
+    def proof_file(self, index: int, size: int | None = None) -> TlogProof:
+        """Return the proof that segment ``index`` is under a signed root: C2SP tlog-proof, checked first.
+
+        It takes a number of reads that grows with the logarithm of ``size``, and shows nothing of the other segments;
+        for a verdict a verifier wants a bundle, which has the records of all. The segment record, leaf ``index + 1``,
+        is its extra data.
+
+        Args:
+            index: number of the segment.
+            size: leaves under the signed root to prove against; the newest one if None.
+
+        Raises:
+            MissingError: no such segment under that root, or no such signed root.
+            DamagedError: leaf, tree and signed root do not belong together.
+        """
+        with self._store.read() as view:
+            size = self._signed_size(view, size)
+            self._require_segment(index, size)
+            leaf, signed = view.leaf(self.name, index + 1), view.root(self.name, size)
+            proof = merkle.inclusion_proof(index + 1, size, view.tree(self.name))
+        checkpoint = self._checkpoint(signed, size)
+        try:
+            merkle.verify_inclusion(merkle.leaf_hash(leaf), index + 1, checkpoint.size, proof, checkpoint.root)
+        except MerkleError as error:
+            raise DamagedError(f"tree of run {self.name} is damaged: {error}") from error
+        return TlogProof(index + 1, proof, signed, leaf)
+
     def signed_root(self, size: int | None = None) -> bytes:
         """Return the signed root over ``size`` leaves, or the newest one; raises `MissingError`."""
         with self._store.read() as view:
-            sizes = view.roots(self.name)
-            if not sizes:
-                raise MissingError(f"run {self.name} has no signed root yet; run polstore commit")
-            return view.root(self.name, sizes[-1] if size is None else size)
+            return view.root(self.name, self._signed_size(view, size))
 
     def signed_checkpoint(self, size: int) -> Checkpoint:
         """Return what the signed root over ``size`` leaves states, signatures unchecked; raises as `signed_root`."""
-        data = self.signed_root(size)
-        with self._own(f"signed root over {size} leaves of run {self.name}"):
-            return parse_text(parse_note(data).text)
+        return self._checkpoint(self.signed_root(size), size)
+
+    def signed_size(self, size: int | None = None) -> int:
+        """Return ``size`` if there is a signed root over so many leaves, or the newest one's; raises `MissingError`."""
+        with self._store.read() as view:
+            return self._signed_size(view, size)
+
+    @property
+    def newest_signed_size(self) -> int | None:
+        """The tree size of the newest signed root, or None."""
+        with self._store.read() as view:
+            return view.newest_root(self.name)
 
     def signed_sizes(self) -> list[int]:
         """Return the tree sizes for which there is a signed root, ascending."""
@@ -252,6 +296,26 @@ class Run:
                 )
         metadata = {"run": self.name, "step": str(step), "format": "pt"}
         write_atomic(path, serialize(tensors, metadata))
+
+    def _checkpoint(self, signed: bytes, size: int) -> Checkpoint:
+        with self._own(f"signed root over {size} leaves of run {self.name}"):
+            return parse_text(parse_note(signed).text)
+
+    def _signed_size(self, view: Reader, size: int | None) -> int:
+        newest = view.newest_root(self.name)
+        if newest is None:
+            raise MissingError(f"run {self.name} has no signed root yet; run polstore commit")
+        if size is None:
+            return newest
+        if not view.has_root(self.name, size):
+            sizes = view.roots(self.name)
+            raise MissingError(f"run {self.name} has no signed root of that size", expected=sizes, got=size)
+        return size
+
+    def _require_segment(self, index: int, size: int) -> None:
+        if not 0 <= index < size - 1:
+            wanted = f"0 to {size - 2}" if size > 1 else "none"
+            raise MissingError(f"run {self.name} has no segment {index}", expected=wanted, got=index)
 
     def _digest_at(self, step: int) -> bytes:
         with self._store.read() as view:

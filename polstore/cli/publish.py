@@ -33,7 +33,7 @@ def publish(
     """
     with open_archive(store) as archive, terminal.progress() as progress:
         names = archive.runs() if run is None else list(dict.fromkeys(run))
-        unsigned = [name for name in names if not archive.run(name).signed_sizes()] if run is None else []
+        unsigned = [name for name in names if archive.run(name).newest_signed_size is None] if run is None else []
         names = [name for name in names if name not in unsigned]
         if not names:
             raise MissingError("the store holds no run with a signed root; run polstore commit")

@@ -108,18 +108,18 @@ def _row(archive: Archive, name: str) -> dict[str, Any]:
 
 
 def _summary(run: Run) -> dict[str, Any]:
-    signed = run.signed_sizes()
-    steps = run.snapshots
-    if not steps:
+    signed = run.newest_signed_size
+    newest = run.newest_snapshot
+    if newest is None:
         raise DamagedError(f"run {run.name} has lost its snapshots")
     return {
         "run": run.name,
-        "steps": steps[-1],
+        "steps": newest,
         "segments": len(run.segments),
         "every": run.manifest.every,
         "fidelity": run.manifest.fidelity,
         "complete": run.complete,
-        "signed_segments": signed[-1] - 1 if signed else None,
+        "signed_segments": signed - 1 if signed else None,
     }
 
 

@@ -39,14 +39,15 @@ __all__ = [
     "last_number",
     "ledger_entries",
     "ledger_entry_key",
-    "ledger_key",
     "ledger_leaves",
-    "ledger_node_key",
     "ledger_nodes",
     "node_key",
     "number_key",
+    "numbered",
+    "numbered_all",
     "run_key",
     "run_prefix",
+    "subtree",
 ]
 
 BLOB = b"b"  # digest of the blob -> the blob
@@ -71,7 +72,7 @@ _LEDGER_SIZES = {  # bytes of a key after the table's
     LEDGER_ENTRY: DIGEST_SIZE + NUMBER_SIZE,
 }
 _NUMBER = struct.Struct(">Q").pack
-_NODE_KEY = struct.Struct(">cBQ").pack
+_LEVEL_AND_NUMBER = struct.Struct(">BQ").pack
 
 
 def check_run_name(name: str) -> str:
@@ -129,37 +130,42 @@ def run_prefix(table: bytes, name: str) -> bytes:
     return table + check_run_name(name).encode("ascii") + b"\0"
 
 
-def number_key(table: bytes, name: str, number: int) -> bytes:
-    """Return the key of a step, index or size of a run."""
-    return run_prefix(table, name) + struct.pack(">Q", _checked(number, MAX_INDEX))
+def numbered(prefix: bytes, number: int) -> bytes:
+    """Return the key of a step, index or size among those that begin with ``prefix``."""
+    return prefix + _NUMBER(_checked(number, MAX_INDEX))
 
 
-def node_key(name: str, level: int, index: int) -> bytes:
-    """Return the key of the tree node over the leaves ``[index << level, (index + 1) << level)`` of a run."""
-    return run_prefix(NODE, name) + struct.pack(">BQ", _checked(level, MAX_LEVEL), _checked(index, MAX_INDEX))
+def numbered_all(prefix: bytes, count: int) -> Iterator[bytes]:
+    """Yield the keys of the first ``count`` numbers in order; the fast form of `numbered`."""
+    return (prefix + _NUMBER(number) for number in range(_checked(count, MAX_INDEX)))
 
 
-def ledger_key(table: bytes, number: int) -> bytes:
-    """Return the key of an index or size of the ledger."""
-    return table + struct.pack(">Q", _checked(number, MAX_INDEX))
-
-
-def ledger_node_key(level: int, index: int) -> bytes:
-    """Return the key of the ledger's node over the leaves ``[index << level, (index + 1) << level)``."""
+def subtree(prefix: bytes, level: int, index: int) -> bytes:
+    """Return the key, beginning with ``prefix``, of the node over leaves ``[index << level, (index + 1) << level)``."""
     if not (0 <= level <= MAX_LEVEL and 0 <= index <= MAX_INDEX):
         _checked(level, MAX_LEVEL)
         _checked(index, MAX_INDEX)
-    return _NODE_KEY(LEDGER_NODE, level, index)
+    return prefix + _LEVEL_AND_NUMBER(level, index)
+
+
+def number_key(table: bytes, name: str, number: int) -> bytes:
+    """Return the key of a step, index or size of a run."""
+    return numbered(run_prefix(table, name), number)
+
+
+def node_key(name: str, level: int, index: int) -> bytes:
+    """Return the key of a node of a run's tree."""
+    return subtree(run_prefix(NODE, name), level, index)
 
 
 def ledger_leaves(first: int, leaves: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """Yield neighbouring leaves of the ledger with their keys; the fast form of `ledger_key`."""
+    """Yield neighbouring leaves of the ledger with their keys; the fast form of `numbered`."""
     return ((LEDGER_LEAF + _NUMBER(index), leaf) for index, leaf in enumerate(leaves, first))
 
 
 def ledger_nodes(level: int, first: int, nodes: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """Yield neighbours of one level of the ledger with their keys; the fast form of `ledger_node_key`."""
-    prefix = ledger_node_key(level, first)[:2]
+    """Yield neighbours of one level of the ledger with their keys; the fast form of `subtree`."""
+    prefix = subtree(LEDGER_NODE, level, first)[:-NUMBER_SIZE]
     return ((prefix + _NUMBER(index), node) for index, node in enumerate(nodes, first))
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from polstore.errors import DamagedError, ExistsError, MalformedError, MissingError, UsageError
 from polstore.storage import keys
+from polstore.storage.tree import StoredTree
 from polstore.wire import merkle, note
-from polstore.wire.fields import DIGEST_SIZE
 from polstore.wire.manifest import MAX_LEAF
 
 if TYPE_CHECKING:
@@ -42,39 +42,23 @@ class LedgerReader:
 
     def __init__(self, handle: Lookup) -> None:
         self._handle = handle
+        self._tree = StoredTree(handle, keys.LEDGER_LEAF, keys.LEDGER_NODE, "the ledger")
 
     def size(self) -> int:
         """Return how many leaves the ledger has."""
-        last = self._handle.last(keys.LEDGER_LEAF)
-        return 0 if last is None else keys.last_number(last) + 1
+        return self._tree.size()
 
     def leaf(self, index: int) -> bytes:
         """Return the bytes of a leaf, compared with its hash in the tree."""
-        data = self._get(keys.ledger_key(keys.LEDGER_LEAF, index), f"leaf {index} of the ledger")
-        expected, got = self.node(0, index), merkle.leaf_hash(data)
-        if got != expected:
-            message = f"leaf {index} of the ledger of store {self._handle.path} is damaged"
-            raise DamagedError(message, expected=expected, got=got)
-        return data
+        return self._tree.leaf(index)
 
     def node(self, level: int, index: int) -> bytes:
         """Return the hash over the leaves ``[index << level, (index + 1) << level)``, 32 bytes."""
-        value = self._handle.get(keys.ledger_node_key(level, index))
-        if value is None:
-            if (index + 1) << level > self.size():
-                raise self._missing(f"full subtree {index} at level {level} in the ledger")
-            value = b""
-        if len(value) != DIGEST_SIZE:
-            message = f"node {index} at level {level} of the ledger of store {self._handle.path} is damaged"
-            raise DamagedError(message, expected=f"{DIGEST_SIZE} bytes", got=value)
-        return value
+        return self._tree.node(level, index)
 
     def root(self, size: int) -> bytes:
         """Return the root over the first ``size`` leaves, 32 bytes."""
-        count = self.size()
-        if not 0 <= size <= count:
-            raise self._missing(f"ledger of {size} leaves: it has {count}")
-        return merkle.root_from_nodes(size, self.node)
+        return self._tree.root(size)
 
     def nodes(self) -> Iterator[tuple[int, int]]:
         """Yield level and index of every stored node, in order."""
@@ -93,7 +77,10 @@ class LedgerReader:
 
     def head(self, size: int) -> bytes:
         """Return the signed head over the first ``size`` leaves."""
-        return self._get(keys.ledger_key(keys.LEDGER_HEAD, size), f"signed head of the ledger over {size} leaves")
+        value = self._handle.get(keys.numbered(keys.LEDGER_HEAD, size))
+        if value is None:
+            raise MissingError(f"no signed head of the ledger over {size} leaves in store {self._handle.path}")
+        return value
 
     def find(self, origin: str, size: int) -> int | None:
         """Return the index of the leaf that enters the signed root of an origin over ``size`` leaves, or None."""
@@ -106,15 +93,6 @@ class LedgerReader:
     def entries(self) -> int:
         """Return how many signed roots the index names."""
         return sum(1 for _ in self._handle.keys(keys.LEDGER_ENTRY))
-
-    def _get(self, key: bytes, what: str) -> bytes:
-        value = self._handle.get(key)
-        if value is None:
-            raise self._missing(what)
-        return value
-
-    def _missing(self, what: str) -> MissingError:
-        return MissingError(f"no {what} in store {self._handle.path}")
 
 
 class LedgerWriter(LedgerReader):
@@ -160,7 +138,7 @@ class LedgerWriter(LedgerReader):
         given = note.parse(signed)
         if not 0 <= size <= self.size():
             raise UsageError("head of the ledger", expected=f"at most {self.size()} leaves", got=size)
-        key = keys.ledger_key(keys.LEDGER_HEAD, size)
+        key = keys.numbered(keys.LEDGER_HEAD, size)
         if self._handle.put(key, signed):
             return
         what = f"signed head of the ledger over {size} leaves in store {self._handle.path}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 __all__ = ["Lookup"]
@@ -18,6 +18,9 @@ class Lookup(Protocol):
 
     def get(self, key: bytes) -> bytes | None:
         """Return a copy of a value, or None."""
+
+    def get_many(self, keys: Iterable[bytes]) -> list[bytes]:
+        """Return copies of the values of many keys, in their order, up to the first key that is missing."""
 
     def size(self, key: bytes) -> int | None:
         """Return the length of a value in bytes, without reading it, or None."""

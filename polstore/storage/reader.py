@@ -13,13 +13,14 @@ from polstore.errors import DamagedError, MissingError
 from polstore.storage import keys
 from polstore.storage.ledger import LedgerReader
 from polstore.storage.records import unpack_record
-from polstore.wire import merkle
+from polstore.storage.tree import StoredTree
 from polstore.wire.fields import DIGEST_SIZE, MAX_INDEX
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from polstore.storage.lookup import Lookup
+    from polstore.wire import merkle
 
 __all__ = ["Reader"]
 
@@ -87,44 +88,40 @@ class Reader:
 
     def leaf(self, run: str, index: int) -> bytes:
         """Return the bytes of a leaf, compared with its hash in the tree."""
-        data = self._get(keys.number_key(keys.LEAF, run, index), f"leaf {index} of run {run}")
-        expected, got = self.node(run, 0, index), merkle.leaf_hash(data)
-        if got != expected:
-            message = f"leaf {index} of run {run} of store {self._handle.path} is damaged"
-            raise DamagedError(message, expected=expected, got=got)
-        return data
+        return self._tree(run).leaf(index)
 
     def leaves(self, run: str) -> Iterator[bytes]:
         """Yield the bytes of all leaves of a run in order, each compared with its hash in the tree."""
+        tree = self._tree(run)
         for index in range(self.leaf_count(run)):
-            yield self.leaf(run, index)
+            yield tree.leaf(index)
+
+    def hashed_leaves(self, run: str, size: int) -> tuple[list[bytes], list[bytes]]:
+        """Return the first ``size`` leaves of a run and their hashes, compared with those in the tree."""
+        return self._tree(run).leaves(size)
 
     def node(self, run: str, level: int, index: int) -> bytes:
         """Return the hash over the leaves ``[index << level, (index + 1) << level)`` of a run, 32 bytes."""
-        value = self._handle.get(keys.node_key(run, level, index))
-        if value is None:
-            if (index + 1) << level > self.leaf_count(run):
-                raise self._missing(f"full subtree {index} at level {level} in the tree of run {run}")
-            value = b""
-        if len(value) != DIGEST_SIZE:
-            message = f"tree node {index} at level {level} of run {run} of store {self._handle.path} is damaged"
-            raise DamagedError(message, expected=f"{DIGEST_SIZE} bytes", got=value)
-        return value
+        return self._tree(run).node(level, index)
 
     def tree(self, run: str) -> merkle.Node:
         """Return a run's tree for the proofs of `polstore.wire.merkle`; usable as long as this view."""
-        return lambda level, index: self.node(run, level, index)
+        return self._tree(run).node
 
     def tree_root(self, run: str, size: int) -> bytes:
         """Return the root over the first ``size`` leaves of a run, 32 bytes."""
-        count = self.leaf_count(run)
-        if not 0 <= size <= count:
-            raise self._missing(f"tree of {size} leaves of run {run}, which has {count},")
-        return merkle.root_from_nodes(size, self.tree(run))
+        self._require_run(run)
+        return self._tree(run).root(size)
 
     def snapshot_steps(self, run: str) -> list[int]:
         """Return the steps at which a run has snapshots, ascending."""
         return self._numbers(keys.SNAPSHOT, run)
+
+    def newest_snapshot(self, run: str) -> int | None:
+        """Return the step of a run's newest snapshot, or None."""
+        self._require_run(run)
+        last = self._handle.last(keys.run_prefix(keys.SNAPSHOT, run))
+        return None if last is None else self._number(last)
 
     def snapshot_at(self, run: str, step: int) -> bytes:
         """Return the state digest of a run's snapshot at a step, 32 bytes."""
@@ -163,6 +160,10 @@ class Reader:
         last = self._handle.last_before(end, keys.run_prefix(keys.ROOT, run))
         return None if last is None else keys.last_number(last)
 
+    def has_root(self, run: str, size: int) -> bool:
+        """Return whether there is a signed root over the first ``size`` leaves of a run, damaged or not."""
+        return self._handle.size(keys.number_key(keys.ROOT, run, size)) is not None
+
     def root(self, run: str, size: int) -> bytes:
         """Return the text of the signed root over the first ``size`` leaves of a run."""
         what = f"signed root over {size} leaves of run {run}"
@@ -178,6 +179,9 @@ class Reader:
         if value is None:
             raise self._missing(what)
         return value
+
+    def _tree(self, run: str) -> StoredTree:
+        return StoredTree(self._handle, keys.run_prefix(keys.LEAF, run), keys.run_prefix(keys.NODE, run), f"run {run}")
 
     def _numbers(self, table: bytes, run: str) -> list[int]:
         self._require_run(run)

@@ -18,7 +18,7 @@ from polstore.storage.reader import Reader
 from polstore.storage.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from polstore.storage.environment import Environment
@@ -97,6 +97,15 @@ class _Lookup:
     def get(self, key: bytes) -> bytes | None:
         place = self._places.get(key)
         return None if place is None else os.pread(self._descriptor, place.length, place.offset)
+
+    def get_many(self, keys: Iterable[bytes]) -> list[bytes]:
+        values: list[bytes] = []
+        for key in keys:
+            value = self.get(key)
+            if value is None:
+                break
+            values.append(value)
+        return values
 
     def size(self, key: bytes) -> int | None:
         place = self._places.get(key)

@@ -115,6 +115,18 @@ class Handle:
             raise translated(error, self.path) from error
         return None if value is None else bytes(value)
 
+    def get_many(self, keys: Iterable[bytes]) -> list[bytes]:
+        """Return copies of the values of many keys, in their order, up to the first key that is missing."""
+        values: list[bytes] = []
+        with self._used() as transaction:
+            get = transaction.get  # as fast as a cursor where the keys are neighbours, and never another key's value
+            for key in keys:
+                value = get(key)
+                if value is None:
+                    break
+                values.append(bytes(value))
+        return values
+
     def size(self, key: bytes) -> int | None:
         """Return the length of a value in bytes, without reading it, or None."""
         with self._used() as transaction:

@@ -20,6 +20,7 @@ __all__ = ["MAX_DEPTH", "Value", "decode", "encode"]
 Value: TypeAlias = "bool | int | float | str | bytes | tuple[Value, ...] | None"
 
 MAX_DEPTH = 32  # arrays inside arrays; a nested state_dict needs 6 to 8, and msgpack itself stops at 511
+_PLAIN = frozenset({type(None), bool, int, str, bytes})  # encoded as they are; looked up before a call for each is made
 
 
 def encode(value: Value) -> bytes:
@@ -68,7 +69,7 @@ def _checked(value: Value, depth: int) -> Value:
     if isinstance(value, tuple):
         if depth == 0:
             raise MalformedError(f"value nests deeper than {MAX_DEPTH} arrays")
-        return tuple(_checked(item, depth - 1) for item in value)
+        return tuple([item if type(item) in _PLAIN else _checked(item, depth - 1) for item in value])
     if isinstance(value, float):
         return math.nan if math.isnan(value) else value
     if value is None or isinstance(value, (bool, int, str, bytes)):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import polstore
+from polstore.cli.reading import list_runs
 from polstore.codec.snapshot import Snapshot, Tensor
 from polstore.prover import commit, prove
 from polstore.run_row import RunRow
@@ -76,8 +77,8 @@ def reads(monkeypatch):
         original = getattr(Handle, name)
 
         def call(self, *arguments):
-            made.append(name)
             result = original(self, *arguments)
+            made.extend([name] * (max(len(result), 1) if name == "get_many" else 1))
             return each(result) if name == "keys" else result
 
         def each(found):
@@ -87,7 +88,7 @@ def reads(monkeypatch):
 
         monkeypatch.setattr(Handle, name, call)
 
-    for name in ("get", "size", "last", "keys"):
+    for name in ("get", "get_many", "size", "last_before", "keys"):
         counted(name)
     return made
 
@@ -111,7 +112,18 @@ def test_reading_one_of_many_takes_no_more_than_one_of_few(stores, reads):
             assert [run.segments[index].end_step for index in places(count)] == [index + 1 for index in places(count)]
             assert run.segments[-1].index == count - 1
             assert [run.steps(index).start_step for index in places(count)] == list(places(count))
+            assert (run.newest_snapshot, run.newest_signed_size) == (count, count + 1)
             taken[count] = opened, len(reads)
+    assert taken[FEW] == taken[MANY]
+
+
+def test_listing_the_runs_takes_no_more_where_they_are_long(stores, reads, capsys):
+    taken = {}
+    for count, path in stores.items():
+        reads.clear()
+        list_runs(path)
+        taken[count] = len(reads)
+        assert capsys.readouterr().out.splitlines()[1].split("\t")[:3] == ["r", f"{count}", f"{count}"]
     assert taken[FEW] == taken[MANY]
 
 
@@ -131,6 +143,10 @@ def test_states_and_proofs_grow_with_their_chain_and_the_tree_only(stores, reads
                 proof = run.inclusion_proof(index + 1, count + 1)
                 assert len(reads) <= 4 * count.bit_length()
                 merkle.verify_inclusion(merkle.leaf_hash(leaf), index + 1, count + 1, proof, root)
+                reads.clear()
+                file = run.proof_file(index)
+                assert len(reads) <= 4 * count.bit_length() + 10
+                assert (file.proof, file.extra) == (proof, leaf)
 
 
 def test_a_bundle_of_one_segment_reads_all_leaves_and_little_else(stores, reads):

@@ -83,9 +83,11 @@ def test_memory_is_counted_in_copies_of_the_state(copies: float, met: bool) -> N
 
 
 def test_growth_and_scale_compare_with_the_smallest() -> None:
-    small, large = Times(11, {"open": 0.001}, 1000), Times(101, {"open": 0.002}, 4000)
-    opened, bundle = rows.growth_rows([small, large])
-    assert (opened.name, opened.ratio, opened.met) == ("growth: open of 101", 0.5, False)
+    small = Times(11, {"prove a segment": 0.001}, 1000, 0.0001)
+    large = Times(101, {"prove a segment": 0.002}, 4000, 0.0004)
+    proven, limit, bundle = rows.growth_rows([small, large])
+    assert (proven.name, proven.ratio, proven.met) == ("growth: prove a segment of 101", 0.5, False)
+    assert (limit.name, limit.ratio, limit.met) == (proven.name, pytest.approx(0.2), None)
     assert bundle.ratio == 0.25
     twice = figures(parameters=2_000_000, stored=8e6, blocked=[0.08])
     ratios = {result.name.partition(",")[0]: result.ratio for result in rows.scale_rows([figures(), twice])}

@@ -124,7 +124,7 @@ def test_consistency(ok, keys):
         ("polstore log prove 0 --size 5 --store st", 4, "no signed head of the ledger over 5 leaves"),
         ("polstore log prove 0 --size 0 --store st", 2, "expected 1 or more"),
         ("polstore log prove --run t --store st", 4, "no such run"),
-        ("polstore log prove --run s --leaves 2 --store st", 4, "no signed root over 2 leaves"),
+        ("polstore log prove --run s --leaves 2 --store st", 4, "no signed root of that size"),
         ("polstore log head --size 9 --store st", 4, "no signed head"),
         ("polstore log head --store nothing", 4, "no store"),
         ("polstore log consistency 0 3 --store st", 2, "1 <= M <= N"),

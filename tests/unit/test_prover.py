@@ -12,11 +12,13 @@ import tiny_archive
 import polstore
 from polstore.errors import DamagedError, ExistsError, MissingError, UsageError
 from polstore.prover import Proof
+from polstore.segment_records import SegmentRecords
 from polstore.storage.store import open_store
 from polstore.wire import merkle
 from polstore.wire.checkpoint import open_root
+from polstore.wire.environment import Environment
 from polstore.wire.keys import SigningKey
-from polstore.wire.segment import SegmentRecord
+from polstore.wire.segment import Norms, SegmentRecord
 from polverify.bundle_file import BundleFile
 
 
@@ -133,6 +135,39 @@ def test_an_older_root_can_still_be_proven_against(tmp_path):
         assert polstore.prove(run, [0, 1]).bundle.root == run.tree_root(3)
         with pytest.raises(MissingError, match="expected 0 to 0, got 1"):
             polstore.prove(run, [1], size=2)
+
+
+def record(index, start, end, base):
+    steps = hashlib.sha256(b"steps").digest()
+    environment, norms = Environment("cpu", "test", "2", "AVX2", 1, ()), Norms(1.0, 1.0, 1.0, 1.0)
+    return SegmentRecord(index, start, end, digest_at(start), digest_at(end), base, steps, environment, norms)
+
+
+def digest_at(step):
+    return hashlib.sha256(b"%d" % step).digest()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 33])
+def test_the_bases_of_opened_segments_are_found(count):
+    """All records are looked at here; the prover finds those it needs by bisection."""
+    steps = [0]
+    for index in range(count):
+        steps.append(steps[-1] + 1 + index % 3)
+    for distance in range(count + 1):
+        bases = [None if distance > index else steps[index - distance] for index in range(count)]
+        records = [record(index, steps[index], steps[index + 1], bases[index]) for index in range(count)]
+        leaves = (b"manifest", *(one.encode() for one in records))
+        for wanted in ([0], [count - 1], range(0, count, 2), range(count)):
+            needed = {step for index in wanted for step in (steps[index], steps[index + 1], bases[index])} - {None}
+            assert SegmentRecords(leaves).needed_states(wanted) == [digest_at(step) for step in sorted(needed)]
+
+
+@pytest.mark.parametrize("base", [1, 3])
+def test_a_base_without_a_snapshot_is_damage(base):
+    records = [record(0, 0, 2, None), record(1, 2, 4, None), record(2, 4, 6, base)]
+    leaves = (b"manifest", *(one.encode() for one in records))
+    with pytest.raises(DamagedError, match=f"a step without a snapshot.*got {base}"):
+        SegmentRecords(leaves).needed_states([2])
 
 
 def number(value):

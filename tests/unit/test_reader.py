@@ -17,6 +17,7 @@ from polstore.wire.checkpoint import open_root
 from polstore.wire.manifest import Manifest
 from polstore.wire.segment import SegmentRecord
 from polstore.wire.steps import Steps
+from polstore.wire.tlog_proof import TlogProof
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,19 @@ def test_the_tree_is_that_of_the_leaves(run):
     assert opened.timestamp == tiny_archive.NOW
 
 
+def test_a_segment_can_be_shown_alone(run):
+    """As README has it: the file and the key, and neither store nor bundle."""
+    for index in range(5):
+        data = run.proof_file(index).encode()
+        file = TlogProof.parse(data)
+        root = file.verify(merkle.leaf_hash(file.extra), tiny_archive.KEY.verifier_keys())
+        record = SegmentRecord.parse(file.extra)
+        assert (record.index, file.index) == (index, index + 1)
+        assert record == run.segment(index)
+        assert root.checkpoint == run.signed_checkpoint(6)
+    assert (run.newest_snapshot, run.newest_signed_size, run.signed_size()) == (tiny_archive.SNAPSHOTS[-1], 6, 6)
+
+
 def test_what_is_not_there(archive, run, tmp_path):
     for use in (
         lambda: polstore.open(tmp_path / "none"),
@@ -107,6 +121,10 @@ def test_what_is_not_there(archive, run, tmp_path):
         lambda: run.tree_root(7),
         lambda: run.signed_root(5),
         lambda: run.signed_checkpoint(5),
+        lambda: run.signed_size(5),
+        lambda: run.proof_file(5),
+        lambda: run.proof_file(-1),
+        lambda: run.proof_file(0, 5),
         lambda: run.steps(5),
         lambda: run.export(0, tmp_path / "none" / "w"),
     ):
@@ -122,6 +140,7 @@ def test_a_run_without_a_signed_root(tmp_path):
     with polstore.open(tiny_archive.make(tmp_path, steps=2, signed=False)) as archive:
         run = archive.run("r")
         assert run.signed_sizes() == []
+        assert run.newest_signed_size is None
         with pytest.raises(MissingError, match="run polstore commit"):
             run.signed_root()
 

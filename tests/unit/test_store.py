@@ -126,6 +126,7 @@ def test_runs_leaves_snapshots_and_roots(store):
         assert list(reader.leaves("a.b")) == [leaf[::-1] for leaf in leaves]
         for size in range(71):
             assert reader.tree_root("a", size) == merkle.root(hashes[:size])
+            assert reader.hashed_leaves("a", size) == (leaves[:size], hashes[:size])
         proof = merkle.inclusion_proof(33, 70, reader.tree("a"))
         merkle.verify_inclusion(hashes[33], 33, 70, proof, reader.tree_root("a", 70))
         assert reader.snapshot_steps("a") == [0, 5, 256, 300]
@@ -148,6 +149,9 @@ def test_what_is_not_there_is_missing(store):
             lambda: reader.leaf("r", 0),
             lambda: reader.node("r", 0, 0),
             lambda: reader.tree_root("r", 1),
+            lambda: reader.hashed_leaves("r", 1),
+            lambda: reader.hashed_leaves("a", 2**48),
+            lambda: reader.newest_snapshot("x"),
             lambda: reader.snapshot_steps("x"),
             lambda: reader.snapshot_at("r", 0),
             lambda: reader.stored_snapshot(DIGEST),
@@ -205,8 +209,10 @@ def test_a_damaged_leaf_or_node_is_caught(tmp_path, key, value, message):
         assert transaction.delete(key) if value is None else transaction.put(key, value)
     with open_store(tmp_path / "s") as store, store.read() as reader:
         assert reader.leaf("r", 0) == b"0"
-        with pytest.raises(DamagedError, match=message):
-            list(reader.leaves("r"))
+        for read in (lambda: list(reader.leaves("r")), lambda: reader.hashed_leaves("r", 3)):
+            with pytest.raises(DamagedError, match=message):
+                read()
+        assert reader.hashed_leaves("r", 1) == ([b"0"], [merkle.leaf_hash(b"0")])
 
 
 def test_a_lost_last_leaf_is_caught_when_the_next_is_appended(tmp_path):

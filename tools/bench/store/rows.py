@@ -156,6 +156,13 @@ def growth_rows(times: Sequence[Times]) -> list[Result]:
         for operation, seconds in first.operations.items()
         for later in times[1:]
     ]  # fmt: skip
+    rows += [
+        compared(
+            f"growth: prove a segment of {later.snapshots}", later.operations["prove a segment"] / MILLI,
+            later.limit / MILLI, "limit: read, sha256 of the same bytes", "ms",
+        )
+        for later in times[1:]
+    ]  # fmt: skip
     return rows + [
         compared(
             f"growth: bundle of one segment of {later.snapshots - 1}", later.bundle / MEGA, first.bundle / MEGA,
