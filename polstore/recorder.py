@@ -279,7 +279,7 @@ class Recorder:
 
         def write() -> None:
             captured.wait()
-            self._writer.write(plan, captured.parts, captured.scalars, steps, now, row)
+            self._writer.write(plan, lambda: captured.parts, captured.scalars, steps, now, row)
 
         self._background.put(write)
         self._live.drop_gradients()

@@ -18,13 +18,14 @@ import torch
 
 from polstore.adapters.torch_loader import Position
 from polstore.ancestry import ParentState, find_parent
+from polstore.codec.live.capture import Capture
 from polstore.codec.live.environment import detect, make_deterministic
 from polstore.codec.live.order import follows_seed
 from polstore.codec.live.randomness import seed_all
 from polstore.codec.live.recipe import RecipeFile
 from polstore.codec.live.samples import dataset_hashes
 from polstore.codec.live.state import LiveState, hyperparameters
-from polstore.codec.quantise import FIDELITIES, quantise, writes_back
+from polstore.codec.quantise import FIDELITIES
 from polstore.errors import ExistsError, MissingError, TrainingError, UsageError
 from polstore.not_before import check_checkpoint
 from polstore.reader import open_archive
@@ -45,7 +46,6 @@ if TYPE_CHECKING:
 
     from polstore.codec.live.recipe import Recipe as LoadedRecipe
     from polstore.codec.live.recipe import Training
-    from polstore.codec.snapshot import Snapshot
     from polstore.storage.store import Store
 
 __all__ = ["record", "record_recipe", "run_seed", "seed_initial"]
@@ -316,22 +316,14 @@ def _created(
     if declaration.recipe.kind == "none":
         warnings.warn("no recipe: this run can be signed and audited, but nobody can replay it", stacklevel=4)
     inherited = declaration.inherit(live)
-    initial = _committed(live, declaration.fidelity)
+    tensors, scalars = live.walk(0)
+    initial = Capture(declaration.fidelity).take(tensors, scalars, None)  # an optimizer may come with moments
     salt = secrets.token_bytes(32)
     committed, hashes = _commit_dataset(dataset, salt, progress)
-    manifest, hypers = declaration.manifest(live, committed, initial.digest(), inherited)
+    manifest, hypers = declaration.manifest(live, committed, initial.digest, inherited)
     row = RunRow(salt, hashlib.sha256(hashes).digest(), 0, 0, 0, complete=False)
     blobs = [hypers, hashes] if declaration.parent is None else [hypers, hashes, names_blob(inherited)]
-    return RunWriter.create(store, manifest, row, initial, blobs), Position(), 0
-
-
-def _committed(live: LiveState, fidelity: str) -> Snapshot:
-    """Return snapshot 0, and have training begin at it: an optimizer may come with moments, which are rounded."""
-    captured = live.capture(0)
-    committed = quantise(captured, None, fidelity)
-    if writes_back(fidelity) and committed.digest() != captured.digest():
-        live.restore(committed)
-    return committed
+    return RunWriter.begin(store, manifest, row, initial.parts, initial.scalars, blobs), Position(), 0
 
 
 def _resumed(

@@ -10,22 +10,24 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from polstore.codec import frames
-from polstore.codec.norms import distances
-from polstore.codec.quantise import Scheme, base_is_previous, quantise_tensors
+from polstore.codec.norms import Distances
+from polstore.codec.quantise import Quantised, Scheme, base_is_previous, quantise_tensors, settled
 from polstore.codec.snapshot import Snapshot
 from polstore.errors import ExistsError, MalformedError, TrainingError, UsageError
 from polstore.reader import Run
 from polstore.wire.segment import SegmentRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-    from polstore.codec.quantise import Quantised
+    from polstore.codec.frames import StoredSnapshot
+    from polstore.codec.snapshot import Tensor
     from polstore.run_row import RunRow
     from polstore.storage.store import Store
     from polstore.storage.writer import Writer
     from polstore.wire.environment import Environment
     from polstore.wire.manifest import Manifest
+    from polstore.wire.segment import Norms
     from polstore.wire.steps import Steps
 
 __all__ = ["Plan", "RunWriter"]
@@ -75,34 +77,43 @@ class RunWriter:
         self._base_digest = b""
         self._names: tuple[str, ...] = ()  # of its tensors, all of them
         self._state = b""  # digest of the last snapshot written, and its parameters
-        self._parameters: Snapshot | None = None
+        self._previous: dict[str, Quantised] = {}
 
     @classmethod
     def create(cls, store: Store, manifest: Manifest, row: RunRow, initial: Snapshot, blobs: list[bytes]) -> RunWriter:
-        """Begin a run: its manifest, its snapshot 0 and the ``blobs`` that both refer to.
+        """Begin a run with an initial snapshot that quantising leaves as it is; raises as `begin` does."""
+        parts = tuple(quantise_tensors(initial, None, manifest.fidelity))
+        return cls.begin(store, manifest, row, parts, initial.scalars, blobs)
 
-        The initial snapshot is committed as it is: quantising it must change nothing.
+    @classmethod
+    def begin(
+        cls,
+        store: Store,
+        manifest: Manifest,
+        row: RunRow,
+        parts: Sequence[Quantised],
+        scalars: bytes,
+        blobs: Sequence[bytes],
+    ) -> RunWriter:
+        """Begin a run: its manifest, its snapshot 0 as quantised without a base, and the ``blobs`` both refer to.
 
         Raises:
             ExistsError: the store has a run of that name.
             TrainingError: something in the manifest is beyond what a record can hold.
         """
         writer = cls(store, manifest, row)
-        stored, frame_blobs, _ = frames.encode(initial, None, manifest.fidelity)
         leaf = _encoded(manifest)
 
-        def work(transaction: Writer) -> None:
+        def rest(transaction: Writer, stored: StoredSnapshot, _taken: _Taken) -> None:
             if manifest.run in transaction.runs():
                 raise ExistsError(f"run {manifest.run} exists already; go on with --resume or choose another name")
             transaction.put_run(manifest.run, row.encode())
             for blob in blobs:
                 transaction.put_blob(blob)
-            _put_snapshot(transaction, manifest.run, 0, stored, frame_blobs)
+            transaction.put_snapshot(manifest.run, 0, stored.state_digest)
             transaction.append_leaf(manifest.run, leaf)
 
-        store.write(work)
-        writer._note(initial)
-        writer._serve(initial)
+        writer._put(lambda: parts, scalars, None, rest)
         return writer
 
     @classmethod
@@ -122,8 +133,11 @@ class RunWriter:
         elif segments and (base_step := segments[-1].base_step) is not None:
             key = steps.index(base_step)
         writer._key, writer._key_step = key, steps[key]
-        writer._note(snapshot)
-        writer._serve(snapshot if previous else run.state(steps[key]))
+        last = _taken(quantise_tensors(snapshot, None, writer.manifest.fidelity))
+        base = snapshot if previous else run.state(steps[key])
+        kept = _taken(quantise_tensors(base, None, writer.manifest.fidelity)).kept
+        writer._state, writer._previous = snapshot.digest(), last.parameters
+        writer._base, writer._base_digest, writer._names = Snapshot(tuple(kept), b""), base.digest(), base.names
         return writer, snapshot, steps[-1]
 
     def plan(self, end_step: int, names: tuple[str, ...]) -> Plan:
@@ -149,13 +163,16 @@ class RunWriter:
     ) -> None:
         """Write the segment that ends with ``captured``; raises as `write` does."""
         plan = self.plan(end_step, captured.names)
-        parts = quantise_tensors(captured, plan.base, self.manifest.fidelity)
+
+        def parts() -> Iterator[Quantised]:
+            return quantise_tensors(captured, plan.base, self.manifest.fidelity)
+
         self.write(plan, parts, captured.scalars, steps, environment, row)
 
     def write(
         self,
         plan: Plan,
-        parts: Iterable[Quantised],
+        parts: Callable[[], Iterable[Quantised]],
         scalars: bytes,
         steps: Steps,
         environment: Environment,
@@ -164,56 +181,122 @@ class RunWriter:
         """Write a planned segment and the committed snapshot that ends it.
 
         Everything that belongs to it goes into the store in one transaction, so a crash leaves all of it or nothing.
-        Raises `TrainingError` for what a record cannot hold, a negative sample index for instance.
+        Frames go there as they are made, and nothing but the transaction holds them; where it has to begin anew, so
+        that ``parts`` is called again, they are made anew. The parts' arrays must stay as they are until the next
+        segment is written. Raises `TrainingError` for what a record cannot hold, a negative sample index for instance.
         """
-        if self._parameters is None:
-            raise UsageError("this run was neither created nor resumed")
         fidelity, name = self.manifest.fidelity, self.manifest.run
-        base = plan.base is None or base_is_previous(fidelity)
-        keep = _serves if base else _is_parameter
-        stored, blobs, kept = frames.encode_parts(parts, scalars, plan.base_digest, keep)
         steps_blob = _encoded(steps)
-        record = SegmentRecord(
-            index=plan.index,
-            start_step=plan.start_step,
-            end_step=plan.end_step,
-            start_state=self._state,
-            end_state=stored.state_digest,
-            base_step=None if plan.base is None or fidelity == "lossless" else plan.base_step,
-            steps=hashlib.sha256(steps_blob).digest(),
-            environment=environment,
-            norms=distances(self._parameters, kept),
-        )
-        leaf = _encoded(record)
 
-        def work(transaction: Writer) -> None:
+        def rest(transaction: Writer, stored: StoredSnapshot, taken: _Taken) -> None:
+            record = SegmentRecord(
+                index=plan.index,
+                start_step=plan.start_step,
+                end_step=plan.end_step,
+                start_state=self._state,
+                end_state=stored.state_digest,
+                base_step=None if plan.base is None or fidelity == "lossless" else plan.base_step,
+                steps=hashlib.sha256(steps_blob).digest(),
+                environment=environment,
+                norms=taken.norms(),
+            )
             transaction.put_run(name, row.encode())
             transaction.put_blob(steps_blob)
-            _put_snapshot(transaction, name, plan.end_step, stored, blobs)
-            transaction.append_leaf(name, leaf)
+            transaction.put_snapshot(name, plan.end_step, stored.state_digest)
+            transaction.append_leaf(name, _encoded(record))
 
-        self._store.write(work)
+        self._put(parts, scalars, plan.base_digest, rest)
         self.row = row
-        self._state, self._parameters = stored.state_digest, _parameters(kept)
-        if base:
-            self._base, self._base_digest = kept, stored.state_digest
+
+    def _put(
+        self,
+        parts: Callable[[], Iterable[Quantised]],
+        scalars: bytes,
+        base: bytes | None,
+        rest: Callable[[Writer, StoredSnapshot, _Taken], None],
+    ) -> None:
+        """Store a snapshot and what ``rest`` adds in one transaction, and remember what the next one needs of it."""
+        serves = base is None or base_is_previous(self.manifest.fidelity)
+        known = False  # whether the store has the snapshot already, from this run or another
+
+        def work(transaction: Writer) -> tuple[StoredSnapshot, _Taken]:
+            def put(digest: bytes, frame: bytes) -> None:
+                if not known:
+                    transaction.put_blob(frame, digest)
+
+            taken = _Taken(self._previous, serves=serves)
+            stored = frames.encode_parts(parts(), scalars, base, put, taken.add)
+            if not known:
+                if transaction.has_snapshot(stored.state_digest):
+                    raise _KnownError
+                transaction.put_stored_snapshot(stored.state_digest, stored.encode())
+            rest(transaction, stored, taken)
+            return stored, taken
+
+        try:
+            stored, taken = self._store.write(work)
+        except _KnownError:  # stored in other frames, perhaps: nothing of what was just put is to stay
+            known = True
+            stored, taken = self._store.write(work)
+        self._state, self._previous = stored.state_digest, taken.parameters
+        if serves:
+            self._base, self._base_digest = Snapshot(tuple(taken.kept), b""), stored.state_digest
             self._names = tuple(row.entry.name for row in stored.tensors)
-
-    def _note(self, last: Snapshot) -> None:
-        """Remember of the snapshot written last what the next segment's record needs."""
-        self._state, self._parameters = last.digest(), _parameters(last)
-
-    def _serve(self, base: Snapshot) -> None:
-        """Remember of a committed snapshot what others are quantised against."""
-        parts = quantise_tensors(base, None, self.manifest.fidelity)
-        kept = tuple(tensor for tensor, part in zip(base.tensors, parts, strict=True) if _serves(part))
-        self._base, self._base_digest, self._names = Snapshot(kept, b""), base.digest(), base.names
 
     def finish(self) -> None:
         """Mark the run as complete."""
         self.row = replace(self.row, complete=True)
         row = self.row.encode()
         self._store.write(lambda transaction: transaction.put_run(self.manifest.run, row))
+
+
+class _KnownError(Exception):
+    """The store has the snapshot that is being written."""
+
+
+class _Taken:
+    """What is taken of a snapshot's parts while they are encoded.
+
+    Args:
+        previous: parameters of the snapshot before, by name.
+        serves: whether later snapshots are stored against this one.
+
+    Attributes:
+        parameters: of this snapshot, by name; each as small as it can be kept.
+        kept: what later snapshots need of their base; empty if this is none.
+    """
+
+    def __init__(self, previous: Mapping[str, Quantised], *, serves: bool) -> None:
+        self.parameters: dict[str, Quantised] = {}
+        self.kept: list[Tensor] = []
+        self._left = dict(previous)
+        self._serves = serves
+        self._distances = Distances()
+
+    def add(self, part: Quantised) -> None:
+        """Take a part that was encoded."""
+        if self._serves and _serves(part):
+            self.kept.append(part.tensor)
+        if _is_parameter(part):
+            before = self._left.pop(part.name, None)
+            if before is not None:
+                self._distances.add(before.tensor, part.tensor)
+                before.forget()
+            self.parameters[part.name] = settled(part.tensor) if self._serves else part
+
+    def norms(self) -> Norms:
+        """Return the distances between the parameters of both snapshots."""
+        for name, before in self._left.items():
+            raise TrainingError(f"parameter {name} is gone", expected=before.shape, got=None)
+        return self._distances.norms()
+
+
+def _taken(parts: Iterable[Quantised]) -> _Taken:
+    """Return what is taken of a committed snapshot whose parts these are."""
+    taken = _Taken({}, serves=True)
+    for part in parts:
+        taken.add(part)
+    return taken
 
 
 def _serves(part: Quantised) -> bool:
@@ -225,10 +308,6 @@ def _is_parameter(part: Quantised) -> bool:
     return part.name.startswith("parameter/")
 
 
-def _parameters(snapshot: Snapshot) -> Snapshot:
-    return Snapshot(tuple(tensor for tensor in snapshot.tensors if tensor.name.startswith("parameter/")), b"")
-
-
 def _encoded(record: Manifest | SegmentRecord | Steps) -> bytes:
     """Return a record's bytes, having parsed them: what is written here is never refused by a reader."""
     try:
@@ -237,14 +316,3 @@ def _encoded(record: Manifest | SegmentRecord | Steps) -> bytes:
     except MalformedError as error:
         raise TrainingError(f"this training cannot be recorded: {error}") from error
     return data
-
-
-def _put_snapshot(
-    transaction: Writer, run: str, step: int, stored: frames.StoredSnapshot, blobs: dict[bytes, bytes]
-) -> None:
-    """Store a snapshot unless the store has it already, from this run or another, and enter it at ``step``."""
-    if not transaction.has_snapshot(stored.state_digest):
-        for digest, blob in blobs.items():
-            transaction.put_blob(blob, digest)
-        transaction.put_stored_snapshot(stored.state_digest, stored.encode())
-    transaction.put_snapshot(run, step, stored.state_digest)

@@ -65,7 +65,8 @@ def encode(
         fidelity: one of `polstore.codec.quantise.FIDELITIES`.
 
     Returns:
-        As `encode_parts`; the committed snapshot is ``quantise(snapshot, base, fidelity)``.
+        The record; the frames by the SHA-256 of their bytes; and the committed snapshot, which `decode` gives back. It
+        is ``quantise(snapshot, base, fidelity)``.
 
     Raises:
         UsageError: an unknown fidelity.
@@ -73,15 +74,22 @@ def encode(
         MalformedError, DamagedError: as `encode_parts` does.
     """
     against = None if base is None else base.digest()
-    return encode_parts(quantise_tensors(snapshot, base, fidelity), snapshot.scalars, against)
+    blobs: dict[bytes, bytes] = {}
+    committed: list[Tensor] = []
+    parts = quantise_tensors(snapshot, base, fidelity)
+    stored = encode_parts(
+        parts, snapshot.scalars, against, blobs.__setitem__, lambda part: committed.append(part.tensor)
+    )
+    return stored, blobs, Snapshot(tuple(committed), snapshot.scalars)
 
 
 def encode_parts(
     parts: Iterable[Quantised],
     scalars: bytes,
     base: bytes | None,
-    keep: Callable[[Quantised], bool] = lambda part: True,  # noqa: ARG005
-) -> tuple[StoredSnapshot, dict[bytes, bytes], Snapshot]:
+    put: Callable[[bytes, bytes], object],
+    done: Callable[[Quantised], object],
+) -> StoredSnapshot:
     """Encode tensors that were quantised before.
 
     Args:
@@ -89,30 +97,26 @@ def encode_parts(
             encoded, so that an iterator can hand out parts that nothing else keeps.
         scalars: canonical encoding of everything else.
         base: state digest of the committed snapshot whose tensors the parts' partners are; None if no part has one.
-        keep: whether the tensor of a part is wanted afterwards; others are let go of once they are encoded.
+        put: takes the SHA-256 of each frame and the frame, as soon as there is one.
+        done: told each part once it is encoded, for whoever needs its committed tensor, which is let go of then.
 
     Returns:
-        The record; the frames by the SHA-256 of their bytes; and the tensors to keep of the committed snapshot, which
-        `decode` gives back. If that is not all of them, the state digest is that of the record alone.
+        The record.
 
     Raises:
         MalformedError: tensors out of order, or scalars or tensors beyond the record's caps.
         UsageError: a part whose items do not fit its scheme.
         DamagedError: undoing a step did not give back what was encoded, so memory or the zstd library is at fault.
     """
-    writer = _Writer()
-    tensors: list[Tensor] = []
+    writer = _Writer(put)
     rows: list[StoredTensor] = []
     for part in parts:
         rows.append(writer.add(part))
-        if keep(part):
-            tensors.append(part.tensor)
+        done(part)
         part.forget()  # which others may hold
         del part  # before the next one is made
     groups = writer.finish()
-    digest = state_digest([row.entry for row in rows], scalars)
-    record = StoredSnapshot(digest, base, scalars, tuple(rows), groups)
-    return record, writer.frames, Snapshot(tuple(tensors), scalars)
+    return StoredSnapshot(state_digest([row.entry for row in rows], scalars), base, scalars, tuple(rows), groups)
 
 
 def _encoding_of(part: Quantised, entry: TensorEntry) -> Encoding:
@@ -139,8 +143,8 @@ class _Stream:
 class _Writer:
     """Takes parts one by one and makes the groups and frames of all streams."""
 
-    def __init__(self) -> None:
-        self.frames: dict[bytes, bytes] = {}
+    def __init__(self, put: Callable[[bytes, bytes], object]) -> None:
+        self._put = put
         self._streams: dict[tuple[Encoding, int], _Stream] = {}
         self._packer = Packer()
 
@@ -188,7 +192,7 @@ class _Writer:
         found = []
         for frame in self._packer.pack(items):
             digest = hashlib.sha256(frame).digest()
-            self.frames[digest] = frame
+            self._put(digest, frame)
             found.append(StoredFrame(digest, len(frame)))
         stream.groups.append(StoredGroup(*key, items.size, tuple(found)))
         stream.filled = 0

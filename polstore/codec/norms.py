@@ -15,11 +15,9 @@ from polstore.errors import MalformedError
 from polstore.wire.segment import Norms
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from polstore.codec.snapshot import Array, Snapshot, Tensor
 
-__all__ = ["distances"]
+__all__ = ["Distances", "distances"]
 
 BLOCK = 1 << 15  # elements converted to float64 at a time: 256 KiB each, so that all temporaries stay in the cache
 
@@ -27,38 +25,53 @@ BLOCK = 1 << 15  # elements converted to float64 at a time: 256 KiB each, so tha
 def distances(start: Snapshot, end: Snapshot) -> Norms:
     """Return how far the parameters of ``end`` are from those of ``start``.
 
-    ``cos`` is 1 - cos(angle between the two weight vectors); 0 where either is zero.
-
     Raises:
         MalformedError: the snapshots do not have the same parameters.
     """
-    l1 = squares = largest = dot = start_squares = end_squares = 0.0
-    with np.errstate(all="ignore"):  # a diverged run has NaN and infinities, and so have its norms
-        for before, after in _pairs(start, end):
-            difference = after - before
-            squares += _dot(difference, difference)
-            magnitude = np.abs(difference, out=difference)
-            l1 += float(magnitude.sum())
-            peak = float(magnitude.max())
-            largest = peak if math.isnan(peak) or peak > largest else largest
-            dot += _dot(before, after)
-            start_squares += _dot(before, before)
-            end_squares += _dot(after, after)
-    scale = math.sqrt(start_squares) * math.sqrt(end_squares)
-    return Norms(l1, math.sqrt(squares), largest, 1.0 - dot / scale if scale else 0.0)
-
-
-def _pairs(start: Snapshot, end: Snapshot) -> Iterator[tuple[Array, Array]]:
-    """Yield float64 blocks of each parameter at both ends."""
+    found = Distances()
     for before in start.tensors:
-        if not before.name.startswith("parameter/") or before.data.size == 0 or not _is_float(before):
-            continue
-        after = end.partner(before.name, before.dtype, before.shape)
-        if after is None:
+        if before.name.startswith("parameter/"):
+            found.add(before, end.partner(before.name, before.dtype, before.shape))
+    return found.norms()
+
+
+class Distances:
+    """Distances between two snapshots whose parameters come one by one, both ends of each together."""
+
+    def __init__(self) -> None:
+        self._l1 = self._squares = self._largest = self._dot = self._start = self._end = 0.0
+
+    def add(self, before: Tensor, after: Tensor | None) -> None:
+        """Take a parameter of the start and that of the end into account.
+
+        Raises:
+            MalformedError: there is none at the end, or one of another dtype or shape.
+        """
+        if after is None or (before.dtype, before.shape) != (after.dtype, after.shape):
             raise MalformedError(f"tensor {before.name} is not the same at both ends", expected=before.shape, got=None)
-        for first in range(0, before.data.size, BLOCK):
-            block = slice(first, first + BLOCK)
-            yield _wide(before, block), _wide(after, block)
+        if not _is_float(before):
+            return
+        with np.errstate(all="ignore"):  # a diverged run has NaN and infinities, and so have its norms
+            for first in range(0, before.data.size, BLOCK):
+                block = slice(first, first + BLOCK)
+                self._add(_wide(before, block), _wide(after, block))
+
+    def _add(self, before: Array, after: Array) -> None:
+        difference = after - before
+        self._squares += _dot(difference, difference)
+        magnitude = np.abs(difference, out=difference)
+        self._l1 += float(magnitude.sum())
+        peak = float(magnitude.max())
+        self._largest = peak if math.isnan(peak) or peak > self._largest else self._largest
+        self._dot += _dot(before, after)
+        self._start += _dot(before, before)
+        self._end += _dot(after, after)
+
+    def norms(self) -> Norms:
+        """Return the distances; ``cos`` is 1 - cos(angle between the two weight vectors), 0 where either is zero."""
+        scale = math.sqrt(self._start) * math.sqrt(self._end)
+        cos = 1.0 - self._dot / scale if scale else 0.0
+        return Norms(self._l1, math.sqrt(self._squares), self._largest, cos)
 
 
 def _dot(one: Array, other: Array) -> float:

@@ -54,6 +54,7 @@ __all__ = [
     "require_subnormals",
     "role_of",
     "roles_of",
+    "settled",
     "writes_back",
 ]
 
@@ -151,12 +152,18 @@ class Quantised:
         return Tensor(self.name, self.dtype, self.shape, self._values())
 
     def entry(self) -> TensorEntry:
-        """Return what is committed of the tensor, which is not kept for that where it is made of its items alone."""
-        if self.scheme not in _UPPER or self.items is None or "tensor" in self.__dict__:
-            return self.tensor.entry()
+        """Return what is committed of the tensor, which is not made for that where it follows from the items alone."""
+        found: TensorEntry | None = self.__dict__.get("_entry")
+        if found is None:
+            upper = self.items if self.scheme in _UPPER else None
+            found = self.tensor.entry() if upper is None else self._hashed(upper)
+            self.__dict__["_entry"] = found
+        return found
+
+    def _hashed(self, upper: Array) -> TensorEntry:
         digest = hashlib.sha256()
-        for start in range(0, self.items.size, BLOCK):
-            digest.update(from_upper(self.items[start : start + BLOCK]).data)
+        for start in range(0, upper.size, BLOCK):
+            digest.update(from_upper(upper[start : start + BLOCK]).data)
         return TensorEntry(self.name, self.dtype, self.shape, digest.digest())
 
     def forget(self) -> None:
@@ -294,6 +301,11 @@ def quantise_tensor(tensor: Tensor, partner: Tensor | None, role: Role, fidelity
         if partner is None:
             return _exact(tensor, partner)
         return _weight(tensor, partner, key if fidelity == "compact-writeback" else None)
+
+
+def settled(tensor: Tensor) -> Quantised:
+    """Return a committed tensor as a part that needs no other to come about."""
+    return _exact(tensor, None)
 
 
 def _exact(tensor: Tensor, partner: Tensor | None) -> Quantised:

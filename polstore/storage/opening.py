@@ -19,7 +19,7 @@ __all__ = ["DATA_FILE", "LOCK_FILE", "file_key", "open_files"]
 
 DATA_FILE = "data.mdb"
 LOCK_FILE = "lock.mdb"
-INITIAL_MAP = 64 << 20  # bytes of address space, not of disk; doubled whenever it is full
+INITIAL_MAP = 1 << 30  # bytes of address space, not of disk; doubled whenever it is full
 MAX_READERS = 1024  # reader slots of all processes together; LMDB's 126 are few for a hub
 LOCK_FILE_SIZE = 64 * (MAX_READERS + 2)  # bytes: LMDB's header and one cache line per slot
 FILE_MODE = 0o666  # before the umask, as for any file that a program makes

@@ -27,6 +27,7 @@ from polstore.codec.quantise import (
     writes_back,
 )
 from polstore.codec.snapshot import Snapshot
+from polstore.wire.state import state_digest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,13 +43,19 @@ PINNED = None  # in place of a device
 class Captured:
     """A captured state: for each tensor how its committed values come about, and the canonical scalars.
 
-    Its arrays are good until the next capture. From a CUDA device they may still be on their way to the host: call
-    `wait` before reading them.
+    Its arrays are good until the next capture, those of weights until the one after that: the next segment's norms need
+    them. From a CUDA device they may still be on their way to the host: call `wait` before reading them.
     """
 
     parts: tuple[Quantised, ...]
     scalars: bytes
     arrived: tuple[torch.cuda.Event, ...] = ()
+
+    @property
+    def digest(self) -> bytes:
+        """The state digest of the committed snapshot."""
+        self.wait()
+        return state_digest([part.entry() for part in self.parts], self.scalars)
 
     @property
     def committed(self) -> Snapshot:
@@ -73,6 +80,7 @@ class Capture:
         self._fidelity = fidelity
         self._writes_back = writes_back(fidelity)
         self._memory: dict[tuple[object, ...], torch.Tensor] = {}
+        self._turn = 0  # which of the two memories for weights is in use
         self._bases: dict[str, tuple[Tensor, torch.Tensor]] = {}
         self._known: tuple[object, ...] = ()  # what the lanes were made for
         self._workspaces: dict[torch.device, Workspace] = {}
@@ -93,6 +101,7 @@ class Capture:
         if self._fidelity != "lossless":
             require_subnormals()
         names = sorted(tensors, key=str.encode)
+        self._turn ^= 1
         known = (base, *((name, *_place(tensors[name])) for name in names))
         with torch.no_grad():
             if base is None or known != self._known:
@@ -105,6 +114,9 @@ class Capture:
 
     def _arrange(self, tensors: Sequence[tuple[str, torch.Tensor]], base: Snapshot | None) -> None:
         """Decide which tensors are worked on together."""
+        if base is None:  # weights are copied as they are, so what was needed for deltas until now is in the way
+            self._bases.clear()
+            self._memory = {key: memory for key, memory in self._memory.items() if key[0] is not Role.WEIGHT}
         rows = []
         for name, live in tensors:
             dtype, shape = dtype_name(name, live), tuple(live.shape)
@@ -171,7 +183,8 @@ class Capture:
 
         On no device, it is host memory that a CUDA device can write to by itself.
         """
-        key = (lane.role, lane.workspace.values.device, device)
+        turn = self._turn if lane.role is Role.WEIGHT else 0
+        key = (lane.role, turn, lane.workspace.values.device, device)
         memory = self._memory.get(key)
         if memory is None or memory.numel() < lane.count:
             size, dtype = lane.count, lane.rule.dtype
