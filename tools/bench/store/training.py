@@ -1,7 +1,8 @@
 """Whole training with a snapshot every so many steps, against the same training in a plain loop.
 
 Recorded and plain rounds of so many steps alternate, and medians count, because absolute times on a shared machine say
-little. What the recorder has not finished at the end of a round is waited for and counts as its time.
+little. A recorded round begins with the snapshot of the steps before it, which is encoded while it trains; what is not
+finished at its end is waited for and counts as its time.
 """
 
 from __future__ import annotations
@@ -42,15 +43,13 @@ def train(workload: Workload, fidelity: str, rounds: int, every: int) -> Rounds:
         with watched.record(Path(folder) / "store", every=every, fidelity=fidelity):
             watched.fetch()
             watched.steps(every)
-            watched.fetch()
-            settle()
             ordinary.steps(2)
-            for number in range(rounds):
+            for number in range(rounds + 1):
                 began = time.perf_counter()
-                watched.steps(every)
                 watched.fetch()  # the snapshot
+                watched.steps(every)
                 ended = time.perf_counter()
                 recorded.append(ended - began + settle())
                 plain.append(timed(lambda: ordinary.steps(every)))
-                report(f"  {workload.name}: round {number + 1} of {rounds}")
-    return Rounds(every, recorded, plain)
+                report(f"  {workload.name}: round {number + 1} of {rounds + 1}")
+    return Rounds(every, recorded[1:], plain[1:])  # the first warms up, and takes a keyframe
