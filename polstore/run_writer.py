@@ -10,24 +10,23 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from polstore.codec import frames
-from polstore.codec.norms import Distances
-from polstore.codec.quantise import Quantised, Scheme, base_is_previous, quantise_tensors, settled
-from polstore.codec.snapshot import Snapshot
+from polstore.codec.quantise import base_is_previous, quantise_tensors
 from polstore.errors import ExistsError, MalformedError, TrainingError, UsageError
+from polstore.kept import Kept
 from polstore.reader import Run
 from polstore.wire.segment import SegmentRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from polstore.codec.frames import StoredSnapshot
-    from polstore.codec.snapshot import Tensor
+    from polstore.codec.quantise import Quantised
+    from polstore.codec.snapshot import Snapshot
     from polstore.run_row import RunRow
     from polstore.storage.store import Store
     from polstore.storage.writer import Writer
     from polstore.wire.environment import Environment
     from polstore.wire.manifest import Manifest
-    from polstore.wire.segment import Norms
     from polstore.wire.steps import Steps
 
 __all__ = ["Plan", "RunWriter"]
@@ -104,7 +103,7 @@ class RunWriter:
         writer = cls(store, manifest, row)
         leaf = _encoded(manifest)
 
-        def rest(transaction: Writer, stored: StoredSnapshot, _taken: _Taken) -> None:
+        def rest(transaction: Writer, stored: StoredSnapshot, _kept: Kept) -> None:
             if manifest.run in transaction.runs():
                 raise ExistsError(f"run {manifest.run} exists already; go on with --resume or choose another name")
             transaction.put_run(manifest.run, row.encode())
@@ -133,11 +132,9 @@ class RunWriter:
         elif segments and (base_step := segments[-1].base_step) is not None:
             key = steps.index(base_step)
         writer._key, writer._key_step = key, steps[key]
-        last = _taken(quantise_tensors(snapshot, None, writer.manifest.fidelity))
         base = snapshot if previous else run.state(steps[key])
-        kept = _taken(quantise_tensors(base, None, writer.manifest.fidelity)).kept
-        writer._state, writer._previous = snapshot.digest(), last.parameters
-        writer._base, writer._base_digest, writer._names = Snapshot(tuple(kept), b""), base.digest(), base.names
+        writer._state, writer._previous = snapshot.digest(), writer._kept(snapshot).parameters
+        writer._base, writer._base_digest, writer._names = writer._kept(base).base, base.digest(), base.names
         return writer, snapshot, steps[-1]
 
     def plan(self, end_step: int, names: tuple[str, ...]) -> Plan:
@@ -188,7 +185,7 @@ class RunWriter:
         fidelity, name = self.manifest.fidelity, self.manifest.run
         steps_blob = _encoded(steps)
 
-        def rest(transaction: Writer, stored: StoredSnapshot, taken: _Taken) -> None:
+        def rest(transaction: Writer, stored: StoredSnapshot, kept: Kept) -> None:
             record = SegmentRecord(
                 index=plan.index,
                 start_step=plan.start_step,
@@ -198,7 +195,7 @@ class RunWriter:
                 base_step=None if plan.base is None or fidelity == "lossless" else plan.base_step,
                 steps=hashlib.sha256(steps_blob).digest(),
                 environment=environment,
-                norms=taken.norms(),
+                norms=kept.norms(),
             )
             transaction.put_run(name, row.encode())
             transaction.put_blob(steps_blob)
@@ -213,35 +210,42 @@ class RunWriter:
         parts: Callable[[], Iterable[Quantised]],
         scalars: bytes,
         base: bytes | None,
-        rest: Callable[[Writer, StoredSnapshot, _Taken], None],
+        rest: Callable[[Writer, StoredSnapshot, Kept], None],
     ) -> None:
         """Store a snapshot and what ``rest`` adds in one transaction, and remember what the next one needs of it."""
         serves = base is None or base_is_previous(self.manifest.fidelity)
         known = False  # whether the store has the snapshot already, from this run or another
 
-        def work(transaction: Writer) -> tuple[StoredSnapshot, _Taken]:
+        def work(transaction: Writer) -> tuple[StoredSnapshot, Kept]:
             def put(digest: bytes, frame: bytes) -> None:
                 if not known:
                     transaction.put_blob(frame, digest)
 
-            taken = _Taken(self._previous, serves=serves)
-            stored = frames.encode_parts(parts(), scalars, base, put, taken.add)
+            kept = Kept(self._previous, serves=serves)
+            stored = frames.encode_parts(parts(), scalars, base, put, kept.add)
             if not known:
                 if transaction.has_snapshot(stored.state_digest):
                     raise _KnownError
                 transaction.put_stored_snapshot(stored.state_digest, stored.encode())
-            rest(transaction, stored, taken)
-            return stored, taken
+            rest(transaction, stored, kept)
+            return stored, kept
 
         try:
-            stored, taken = self._store.write(work)
+            stored, kept = self._store.write(work)
         except _KnownError:  # stored in other frames, perhaps: nothing of what was just put is to stay
             known = True
-            stored, taken = self._store.write(work)
-        self._state, self._previous = stored.state_digest, taken.parameters
+            stored, kept = self._store.write(work)
+        self._state, self._previous = stored.state_digest, kept.parameters
         if serves:
-            self._base, self._base_digest = Snapshot(tuple(taken.kept), b""), stored.state_digest
+            self._base, self._base_digest = kept.base, stored.state_digest
             self._names = tuple(row.entry.name for row in stored.tensors)
+
+    def _kept(self, committed: Snapshot) -> Kept:
+        """Return what is kept of a snapshot that was committed before."""
+        kept = Kept({}, serves=True)
+        for part in quantise_tensors(committed, None, self.manifest.fidelity):
+            kept.add(part)
+        return kept
 
     def finish(self) -> None:
         """Mark the run as complete."""
@@ -252,60 +256,6 @@ class RunWriter:
 
 class _KnownError(Exception):
     """The store has the snapshot that is being written."""
-
-
-class _Taken:
-    """What is taken of a snapshot's parts while they are encoded.
-
-    Args:
-        previous: parameters of the snapshot before, by name.
-        serves: whether later snapshots are stored against this one.
-
-    Attributes:
-        parameters: of this snapshot, by name; each as small as it can be kept.
-        kept: what later snapshots need of their base; empty if this is none.
-    """
-
-    def __init__(self, previous: Mapping[str, Quantised], *, serves: bool) -> None:
-        self.parameters: dict[str, Quantised] = {}
-        self.kept: list[Tensor] = []
-        self._left = dict(previous)
-        self._serves = serves
-        self._distances = Distances()
-
-    def add(self, part: Quantised) -> None:
-        """Take a part that was encoded."""
-        if self._serves and _serves(part):
-            self.kept.append(part.tensor)
-        if _is_parameter(part):
-            before = self._left.pop(part.name, None)
-            if before is not None:
-                self._distances.add(before.tensor, part.tensor)
-                before.forget()
-            self.parameters[part.name] = settled(part.tensor) if self._serves else part
-
-    def norms(self) -> Norms:
-        """Return the distances between the parameters of both snapshots."""
-        for name, before in self._left.items():
-            raise TrainingError(f"parameter {name} is gone", expected=before.shape, got=None)
-        return self._distances.norms()
-
-
-def _taken(parts: Iterable[Quantised]) -> _Taken:
-    """Return what is taken of a committed snapshot whose parts these are."""
-    taken = _Taken({}, serves=True)
-    for part in parts:
-        taken.add(part)
-    return taken
-
-
-def _serves(part: Quantised) -> bool:
-    """Say whether later snapshots have a use for a tensor of their base; those of moments alone do without."""
-    return part.scheme is not Scheme.BFLOAT16
-
-
-def _is_parameter(part: Quantised) -> bool:
-    return part.name.startswith("parameter/")
 
 
 def _encoded(record: Manifest | SegmentRecord | Steps) -> bytes:
