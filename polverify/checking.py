@@ -119,6 +119,10 @@ def check(
         str | None,
         typer.Option(metavar="X|FILE", help="Normalise ε by this number, or by d_ref of this calibration."),
     ] = None,
+    jobs: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, help="Segments to replay at once, each in a process of its own."),
+    ] = 1,
     evaluate: Annotated[
         bool, typer.Option("--evaluate", help="Run the recipe's own evaluation on the opened snapshots.")
     ] = False,
@@ -165,6 +169,7 @@ def check(
             calibration=noise,
             d_ref=reference_distances(dref, metric, noise),
             criterion=None if delta is None else Criterion(delta, metric),
+            jobs=jobs,
             evaluate=evaluate,
             policy=verifier_policy(policy) or VerifierPolicy(),
             now=int(time.time()),

@@ -21,7 +21,7 @@ from polstore.errors import (
     SignatureError,
 )
 from polstore.wire import canonical, merkle
-from polstore.wire.challenge import FRESH, ROOT, WITNESS
+from polstore.wire.challenge import FRESH
 from polstore.wire.checkpoint import open_root, run_origin
 from polstore.wire.manifest import Manifest
 from polstore.wire.policy import log_keys
@@ -31,17 +31,19 @@ from polverify.audit import check_plausibility
 from polverify.beginning import check_beginning
 from polverify.bundle_file import BundleFile
 from polverify.capability import narrow
-from polverify.challenge import require_chosen
+from polverify.challenge import SOURCES, require_chosen
 from polverify.checks import make_checks
 from polverify.continuity import check_continuity, state_at
 from polverify.coverage import coverage, losses
 from polverify.data import check_order, check_samples, check_steps
 from polverify.log import Entered, check_entry
-from polverify.opened import ended, evaluated, put_together
+from polverify.opened import ended, evaluated
+from polverify.replaying import REPLAYING, Material
 from polverify.request import Request, silent
 from polverify.states import States
 from polverify.time import gather
 from polverify.verdict import Check, Outcome, SegmentResult, Verdict
+from polverify.workers import replay_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,18 +52,9 @@ if TYPE_CHECKING:
     from polstore.wire.keys import VerifierKey
     from polstore.wire.segment import SegmentRecord
     from polstore.wire.steps import Steps
-    from polverify.noise import Segment
     from polverify.replay.session import Session
 
 __all__ = ["Request", "Verification", "prepared", "silent", "verify"]
-
-STATE_FACTOR = 16  # largest decoded state over the recipe's initial one, which lacks only what the optimizer adds
-STATE_SLACK = 64 * 2**20  # bytes on top of that, for small models
-SOURCES = {  # where a nonce comes from that was not drawn freshly -> what the verdict says of it
-    WITNESS: "non-interactive, witness: the challenge follows from a witness's cosignature; a prover who asks for "
-    "another one draws again",
-    ROOT: "weak: the challenge follows from the signed root alone, so a prover can sign roots until the draw suits him",
-}
 
 
 def verify(request: Request) -> Verdict:
@@ -99,6 +92,7 @@ class Verification:
     request: Request
     checks: list[Check] = field(default_factory=list)
     results: list[SegmentResult] = field(default_factory=list)
+    audited: set[int] = field(default_factory=set)  # segments whose norms were computed again while they were replayed
     warnings: list[str] = field(default_factory=list)
     claim: dict[str, Any] = field(default_factory=dict)
     logs: tuple[VerifierKey, ...] = ()
@@ -255,7 +249,7 @@ class Verification:
         self.request.progress("building the recipe", 0, 1)
         self.session = Session(self.request.recipe, self.manifest, self.request.device)
         self.request.progress("building the recipe", 1, 1)
-        self.states.limit(STATE_FACTOR * self.session.state_bytes + STATE_SLACK)
+        self.states.limit(self.session.state_bytes)
         return check_beginning(
             self.session, self.manifest, self.states, self.request, self.logs, self.claim, self.warnings
         )
@@ -345,37 +339,31 @@ class Verification:
         if not opened:
             return Outcome.UNDECIDED, "no segment is opened, so nothing was replayed"
         total = sum(record.end_step - record.start_step for record in opened)
-        before = 0
-        for record in opened:
-            self.results.append(self.replay_segment(record, before, total))
-            before += record.end_step - record.start_step
+        for each in replay_all(
+            self.material(),
+            self.file,
+            self.opened_segments,
+            lambda done: self.request.progress(REPLAYING, done, total),
+        ):
+            self.results.append(each.result)
+            if each.norms:
+                self.audited.add(each.result.index)
         if self.request.evaluate:
             self.results = evaluated(self.results, opened, self.session, self.states, self.request.progress)
         self.claim["steps_replayed"] = steps_replayed(self.results)
         return ended(self.results, self.records[-1].end_step, self.warnings)
 
-    def replay_segment(self, record: SegmentRecord, before: int, total: int) -> SegmentResult:
-        """Replay one segment and decide it (`polverify.replay.comparison`)."""
-        from polverify.replay.comparison import Comparison  # loads torch
-
-        comparison = Comparison(self.session, self.request, self.manifest.fidelity)
-        return comparison.decide(
-            self.segment(record),
-            lambda: self.states.get(record.end_state),
-            lambda done: self.request.progress("replaying", before + done, total),
-        )
-
-    def segment(self, record: SegmentRecord) -> Segment:
-        """Put together what a replay of one segment needs."""
-        return put_together(record, self.records, self.steps[record.index], self.states, self.manifest.fidelity)
+    def material(self) -> Material:
+        """Return what replays take; checks 0 to 9 have passed."""
+        return Material(self.request, self.manifest, self.records, self.steps, self.states, self.session)
 
     def plausibility(self) -> tuple[Outcome, str]:
         """[check 11] Norms are those of the snapshots, and moments are looked at where no replay has decided."""
-        wanted = range(len(self.records)) if self.request.audit else self.opened_segments
+        looked_at = range(len(self.records)) if self.request.audit else self.opened_segments
         replayed = {result.index for result in self.results if result.outcome is Outcome.PASSED}
         outcome, detail, warnings = check_plausibility(
             self.records,
-            wanted,
+            [index for index in looked_at if index not in self.audited],
             replayed,
             self.states,
             lambda done, total: self.request.progress("auditing", done, total),
