@@ -13,6 +13,7 @@ from polstore.errors import RecipeError, ReplayError
 from polstore.wire.lineage import Lineage
 from polverify.lineage import check_link
 from polverify.log import check_entry
+from polverify.time import Sources, gather
 from polverify.verdict import Outcome
 
 if TYPE_CHECKING:
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
     from polstore.wire.keys import VerifierKey
     from polstore.wire.manifest import Manifest
+    from polstore.wire.policy import Policy
+    from polverify.lineage import Link
+    from polverify.log import Entered
     from polverify.replay.session import Session
     from polverify.request import Request
     from polverify.states import States
@@ -109,6 +113,18 @@ def _parent(
         warnings.append("the parent's signed root was not shown to be in a ledger")
     else:
         entry = check_entry(request.parent_proof, keys, at, link.parent, link.root.timestamp, any_of=logs)
-        shown += f", in the ledger {entry.head.checkpoint.origin}"
+        shown += f", in the ledger {entry.head.checkpoint.origin}" + _witnessed(link, entry, request.time.policy)
     warnings.append("the parent's own training is for a verdict of its own; polverify chain joins them")
     return link.inherited, shown + "; "
+
+
+def _witnessed(link: Link, entry: Entered, policy: Policy | None) -> str:
+    """Require the policy's quorum on the parent's ledger head, or on its root, as check 2 does of the run's own.
+
+    Raises:
+        SignatureError: no quorum, or a false cosignature of one of the policy's witnesses.
+    """
+    if policy is None or policy.quorum is None:
+        return ""
+    gather(link.root, Sources(policy), heads=[entry.head.note]).require()
+    return ", which a quorum of witnesses has seen"
