@@ -1,7 +1,8 @@
-"""The full audit: the norms of every segment, and what is odd about its states, from all snapshots and without replay.
+"""Norms computed again, and what is odd about a segment's states, from the snapshots and without replay.
 
-Walks the run in order and holds a few decoded snapshots at a time, whatever its length. Opens no samples and loads no
-torch. Implements specs/verification.md, section "Full audit".
+Over the opened segments, or over all of them in a full audit: walks the run in order and holds a few decoded snapshots
+at a time, whatever its length. Opens no samples and loads no torch. Implements specs/verification.md, check 11 and
+section "Full audit".
 """
 
 from __future__ import annotations
@@ -13,17 +14,51 @@ from polstore.codec.norms import distances
 from polstore.errors import ReplayError
 from polverify.continuity import state_at
 from polverify.plausibility import Movement, movement
+from polverify.verdict import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from polstore.codec.snapshot import Snapshot
     from polstore.wire.segment import SegmentRecord
     from polverify.states import States
 
-__all__ = ["audit", "check_norms"]
+__all__ = ["audit", "check_norms", "check_plausibility"]
 
 NORM_TOLERANCE = 1e-9  # relative: float64 sums of the same numbers in another order
+MAX_NAMED = 8  # segments that a line lists; the rest is counted
+
+
+def check_plausibility(
+    records: Sequence[SegmentRecord],
+    wanted: Iterable[int],
+    replayed: Collection[int],
+    states: States,
+    progress: Callable[[int, int], None],
+) -> tuple[Outcome, str, tuple[str, ...]]:
+    """Audit segments, and judge what is odd about those that no replay has decided.
+
+    Returns:
+        The outcome, what is odd in one line (or nothing), and warnings.
+
+    Raises: as `audit`.
+    """
+    against: list[int] = []
+    decayed: list[int] = []
+    for index, found in audit(records, wanted, states, progress):
+        if index in replayed:
+            continue
+        if found.against:
+            against.append(index)
+        if found.decayed is not None:
+            decayed.append(index)
+    warnings: tuple[str, ...] = ()
+    if against:
+        warnings = (f"the weights moved against their moments in {_listed(against)}; open them to be sure",)
+    if decayed:
+        odd = f"second moments fell faster than beta2 lets them in {_listed(decayed)}; open them"
+        return Outcome.UNDECIDED, odd, warnings
+    return Outcome.PASSED, "", warnings
 
 
 def audit(
@@ -67,3 +102,10 @@ def check_norms(record: SegmentRecord, start: Snapshot, end: Snapshot) -> None:
         same = math.isclose(ours, theirs, rel_tol=NORM_TOLERANCE, abs_tol=NORM_TOLERANCE * max(got.l1, 1e-300))
         if not (same or (math.isnan(ours) and math.isnan(theirs))):
             raise ReplayError(f"segment {record.index}: norm {name}", expected=ours, got=theirs)
+
+
+def _listed(segments: Sequence[int]) -> str:
+    """Name a few segments and count the rest."""
+    shown = ", ".join(map(str, segments[:MAX_NAMED]))
+    more = len(segments) - MAX_NAMED
+    return f"segment {shown}" if len(segments) == 1 else f"segments {shown}" + (f" and {more} more" if more > 0 else "")

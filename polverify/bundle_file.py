@@ -24,6 +24,12 @@ __all__ = ["BundleFile"]
 class BundleFile:
     """An open bundle file; a context manager.
 
+    Attributes:
+        path: where it is.
+        digest: SHA-256 of its index.
+        bundle: that index.
+        size: bytes of the whole file.
+
     Raises:
         MissingError: no such file.
         CallerError: it cannot be read.
@@ -31,8 +37,9 @@ class BundleFile:
     """
 
     def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
         try:
-            self._file = Path(path).open("rb")  # noqa: SIM115 # closed by close()
+            self._file = self.path.open("rb")  # closed by close()
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
             raise MissingError(f"no bundle {path}") from error
         except OSError as error:
@@ -45,13 +52,13 @@ class BundleFile:
             raise
 
     def _read(self) -> None:
-        digest, length = parse_header(self._file.read(HEADER_SIZE))
+        self.digest, length = parse_header(self._file.read(HEADER_SIZE))
         index = self._file.read(length)
         if len(index) != length:
             raise MalformedError(
                 "bundle is cut short", expected=f"an index of {length} bytes", got=f"{len(index)} bytes"
             )
-        self.bundle = Bundle.parse_index(digest, index)
+        self.bundle = Bundle.parse_index(self.digest, index)
         self._places: dict[bytes, tuple[int, int]] = {}
         end = HEADER_SIZE + length
         for blob, size in self.bundle.blobs:

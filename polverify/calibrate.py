@@ -116,9 +116,9 @@ def _measure(request: Request, wanted: Sequence[str] | None) -> _Measured:
 
     found = _Measured(("", "", ""), {}, {}, set())
     with prepared(request) as verification:
-        session = verification.session
+        session, material = verification.session, verification.material()
         for opened in verification.file.bundle.opened:
-            segment = verification.segment(verification.records[opened.index])
+            segment = material.segment(material.records[opened.index])
             environment, key = segment.record.environment, record_key(segment.record)
             another = bool(session.differences(environment))
             settings = settings_for(environment, another=another, rounded=segment.start_rounded)
@@ -140,7 +140,7 @@ def _narrowed(request: Request, keys: set[str]) -> dict[str, Replayed]:
             record = verification.records[opened.index]
             if (key := record_key(record)) in keys:
                 verification.session.differences(record.environment)  # enters its class, but for the capability
-                found[key] = verification.session.replay(verification.segment(record), _unseen, exact=False)
+                found[key] = verification.session.replay(verification.material().segment(record), _unseen, exact=False)
     return found
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from polstore.errors import ChallengeError, MerkleError, UsageError
 from polstore.wire import note
-from polstore.wire.challenge import nonce_from_cosignature
+from polstore.wire.challenge import ROOT, WITNESS, nonce_from_cosignature
 from polstore.wire.keys import KeyKind
 from polstore.wire.manifest import Manifest
 from polverify.audit import audit
@@ -29,7 +29,22 @@ if TYPE_CHECKING:
     from polstore.wire.segment import SegmentRecord
     from polverify.bundle_file import BundleFile
 
-__all__ = ["choose", "odd_states", "random_of", "read_records", "require_chosen", "top_updates", "witness_nonce"]
+__all__ = [
+    "SOURCES",
+    "choose",
+    "odd_states",
+    "random_of",
+    "read_records",
+    "require_chosen",
+    "top_updates",
+    "witness_nonce",
+]
+
+SOURCES = {  # where a nonce comes from that was not drawn freshly -> what the verdict says of it
+    WITNESS: "non-interactive, witness: the challenge follows from a witness's cosignature; a prover who asks for "
+    "another one draws again",
+    ROOT: "weak: the challenge follows from the signed root alone, so a prover can sign roots until the draw suits him",
+}
 
 
 def read_records(bundle: Bundle, checkpoint: Checkpoint) -> tuple[Manifest, tuple[SegmentRecord, ...]]:

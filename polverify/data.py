@@ -12,13 +12,14 @@ from polstore.wire.multi_proof import verify_multi_proof
 from polstore.wire.steps import Steps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from polstore.wire.bundle import Samples
-    from polstore.wire.manifest import Dataset
+    from polstore.wire.manifest import Dataset, Manifest
     from polstore.wire.segment import SegmentRecord
+    from polverify.replay.session import Session
 
-__all__ = ["check_samples", "check_steps"]
+__all__ = ["check_order", "check_samples", "check_steps"]
 
 
 def check_steps(record: SegmentRecord, blob: bytes, dataset: Dataset) -> Steps:
@@ -93,3 +94,26 @@ def check_samples(
         verify_multi_proof(leaves, dataset.size, samples.proof, dataset.root)
     except MerkleError as error:
         raise DataError(f"samples are not the committed ones: {error}") from error
+
+
+def check_order(manifest: Manifest, opened: Sequence[Steps], session: Session) -> tuple[str, tuple[str, ...]]:
+    """Hold the order of samples in the opened segments against the one that the seed gives, where that was declared.
+
+    Returns:
+        What to say of it, and warnings.
+
+    Raises:
+        DataError: other samples than the own recipe's sampler draws.
+    """
+    if not opened:
+        return "no order to look at", ()
+    if manifest.sampler != "seed":
+        return "their order free", ("the order of samples was the prover's free choice",)
+    left_out = session.check_order(opened)
+    if left_out is None:
+        warning = "the order of samples was not re-derived: the recipe's sampler is none of PyTorch's own"
+        return "their order not re-derived", (warning,)
+    derived = "their order re-derived from the seed"
+    if left_out:
+        return derived, (f"{left_out} batches of the order were left out: the loop broke off a pass",)
+    return derived, ()

@@ -30,9 +30,8 @@ __all__ = ["parse_verdict", "render"]
 
 MAX_TEXT = 600  # characters of one value that are shown
 MAX_ROWS = 200  # rows of one table that are shown
-NORMS = {"l2": "l2", "l1": "l1", "linf": "l∞", "cos": "cosine distance"}
+NORMS = {"l2": "l2", "l1": "l1", "linf": "l∞", "cos": "cosine distance"}  # as they are called on the page
 OUTCOMES = {"passed": "ok", "failed": "failed", "undecided": "undecided", "not made": "not made", None: "no result"}
-FIGURES = {"epsilon": "ε of all parameters", "evaluation": "the recipe's own evaluation"}  # of a segment, as they come
 CHOSEN = {
     "random": "drawn by the nonce",
     "named": "first, last, or found by the challenge's rules",
@@ -95,11 +94,17 @@ def _view(verdict: Mapping[str, Any]) -> dict[str, Any]:
         "losses": _loss_chart(verdict.get("losses") or []),
         "tensors": _tensors(verdict["segments"]),
         "power": verdict.get("power"),
+        "audited": _audited(verdict.get("power")),
         "policy": verdict.get("policy"),
         "warnings": verdict["warnings"],
         "max_rows": MAX_ROWS,
         "side": SIDE,
     }
+
+
+def _audited(power: Mapping[str, Any] | None) -> bool:
+    """Say whether every snapshot was looked at, so that all norms are facts."""
+    return power is not None and power["concatenation"]["norms"] == "facts"
 
 
 def _signed_at(time: Any) -> int | None:
@@ -144,15 +149,31 @@ def _opened(rows: Iterable[Mapping[str, Any]], results: Iterable[Mapping[str, An
             "chosen": CHOSEN[row["opened"]],
             "outcome": OUTCOMES[row["outcome"]],
             "detail": found.get(row["index"], {}).get("detail", "it failed, or a check before it did"),
-            "figures": [
-                (title, found[row["index"]][name])
-                for name, title in FIGURES.items()
-                if row["index"] in found and name in found[row["index"]]
-            ],
+            "figures": _figures(found.get(row["index"], {})),
         }
         for row in rows
         if row["opened"]
     ]
+
+
+def _figures(result: Mapping[str, Any]) -> list[str]:
+    """Return a line for each figure of a segment: ε in the paper's terms, unless all is 0, and the own evaluation."""
+    lines = []
+    epsilon = result.get("epsilon") or {"raw": {}}
+    if any(_number(value) for value in epsilon["raw"].values()):
+        lines.append(f"ε of all parameters: {_listed(epsilon['raw'])}")
+        if epsilon["normalised"]:
+            lines.append(f"in units of d_ref: {_listed(epsilon['normalised'])}")
+    evaluation = result.get("evaluation")
+    if evaluation:
+        ends = [(evaluation[end], result[f"{end}_step"]) for end in ("start", "end")]
+        own = "; ".join(f"{_listed(values)} after step {step}" for values, step in ends)
+        lines.append(f"the recipe's own evaluation: {own}")
+    return lines
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{NORMS.get(name, name)} {_figure(value)}" for name, value in values.items())
 
 
 def _norm_chart(name: str, title: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

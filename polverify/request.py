@@ -53,6 +53,7 @@ class Request:
         calibration: noise that was measured before, on this machine.
         d_ref: the paper's reference distance by metric, as far as it is known.
         criterion: the paper's criterion, to be applied as well.
+        jobs: how many segments to replay at once, each in a process of its own, all on ``device``.
         evaluate: whether to run the recipe's own evaluation on the opened snapshots.
         progress: told (what is being done, done, in all).
     """
@@ -76,5 +77,6 @@ class Request:
     calibration: Calibration | None = None
     d_ref: Mapping[str, float] = field(default_factory=dict)
     criterion: Criterion | None = None
+    jobs: int = 1
     evaluate: bool = False
     progress: Callable[[str, int, int], None] = silent

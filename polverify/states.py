@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["States"]
 
+STATE_FACTOR = 16  # largest decoded state over the recipe's initial one, which lacks only what the optimizer adds
+STATE_SLACK = 64 * 2**20  # bytes on top of that, for small models
 KEPT = 4  # decoded snapshots: a segment's base, start and end, and what its start was quantised against
 
 
@@ -53,9 +55,9 @@ class States:
         """Say whether the bundle carries the snapshot with this state digest."""
         return digest in self._stored
 
-    def limit(self, max_bytes: int) -> None:
-        """Refuse from now on to decode snapshots of more than ``max_bytes`` bytes."""
-        self._chain.max_bytes = max_bytes
+    def limit(self, initial_bytes: int) -> None:
+        """Refuse from now on to decode snapshots far beyond the size of the recipe's initial state, in bytes."""
+        self._chain.max_bytes = STATE_FACTOR * initial_bytes + STATE_SLACK
 
     def closure(self, wanted: set[bytes]) -> set[bytes]:
         """Require exactly the snapshots ``wanted`` with their bases and return the digests of all their frames.

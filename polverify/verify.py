@@ -18,54 +18,43 @@ from polstore.errors import (
     MerkleError,
     ProofError,
     RecipeError,
-    ReplayError,
     SignatureError,
 )
 from polstore.wire import canonical, merkle
-from polstore.wire.challenge import FRESH, ROOT, WITNESS
+from polstore.wire.challenge import FRESH
 from polstore.wire.checkpoint import open_root, run_origin
-from polstore.wire.lineage import Lineage
 from polstore.wire.manifest import Manifest
 from polstore.wire.policy import log_keys
 from polstore.wire.steps import MAX_HYPERPARAMETERS, parse_groups
-from polverify.audit import audit
+from polverify.adding_up import chosen_by, decided, power_of, steps_replayed
+from polverify.audit import check_plausibility
+from polverify.beginning import check_beginning
 from polverify.bundle_file import BundleFile
 from polverify.capability import narrow
-from polverify.challenge import require_chosen
+from polverify.challenge import SOURCES, require_chosen
 from polverify.checks import make_checks
 from polverify.continuity import check_continuity, state_at
 from polverify.coverage import coverage, losses
-from polverify.data import check_samples, check_steps
-from polverify.lineage import check_link
+from polverify.data import check_order, check_samples, check_steps
 from polverify.log import Entered, check_entry
-from polverify.opened import ended, evaluated, put_together
-from polverify.power import Power
+from polverify.opened import ended, evaluated
+from polverify.replaying import REPLAYING, Material
 from polverify.request import Request, silent
 from polverify.states import States
 from polverify.time import gather
-from polverify.verdict import Check, Decision, Outcome, SegmentResult, Verdict
+from polverify.verdict import Check, Outcome, SegmentResult, Verdict
+from polverify.workers import replay_all
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from polstore.wire.checkpoint import Checkpoint, OpenedRoot
     from polstore.wire.keys import VerifierKey
     from polstore.wire.segment import SegmentRecord
     from polstore.wire.steps import Steps
-    from polverify.lineage import Link
-    from polverify.noise import Segment
     from polverify.replay.session import Session
 
 __all__ = ["Request", "Verification", "prepared", "silent", "verify"]
-
-STATE_FACTOR = 16  # largest decoded state over the recipe's initial one, which lacks only what the optimizer adds
-STATE_SLACK = 64 * 2**20  # bytes on top of that, for small models
-SOURCES = {  # where a nonce comes from that was not drawn freshly -> what the verdict says of it
-    WITNESS: "non-interactive, witness: the challenge follows from a witness's cosignature; a prover who asks for "
-    "another one draws again",
-    ROOT: "weak: the challenge follows from the signed root alone, so a prover can sign roots until the draw suits him",
-}
-MAX_NAMED = 8  # segments that a warning lists; the rest is counted
 
 
 def verify(request: Request) -> Verdict:
@@ -103,6 +92,7 @@ class Verification:
     request: Request
     checks: list[Check] = field(default_factory=list)
     results: list[SegmentResult] = field(default_factory=list)
+    audited: set[int] = field(default_factory=set)  # segments whose norms were computed again while they were replayed
     warnings: list[str] = field(default_factory=list)
     claim: dict[str, Any] = field(default_factory=dict)
     logs: tuple[VerifierKey, ...] = ()
@@ -119,16 +109,6 @@ class Verification:
     def opened_segments(self) -> tuple[int, ...]:
         """Indices of the segments that the bundle opens."""
         return tuple(segment.index for segment in self.file.bundle.opened)
-
-    @property
-    def passed(self) -> list[SegmentResult]:
-        """The segments that a replay has confirmed."""
-        return [result for result in self.results if result.outcome is Outcome.PASSED]
-
-    @property
-    def steps_replayed(self) -> int:
-        """The steps of those."""
-        return sum(result.end_step - result.start_step for result in self.passed)
 
     def plan(self) -> tuple[tuple[int, str, Callable[[], tuple[Outcome, str]]], ...]:
         """Return number, name and method of every check, in order."""
@@ -269,61 +249,10 @@ class Verification:
         self.request.progress("building the recipe", 0, 1)
         self.session = Session(self.request.recipe, self.manifest, self.request.device)
         self.request.progress("building the recipe", 1, 1)
-        self.states.limit(STATE_FACTOR * self.session.state_bytes + STATE_SLACK)
-        if self.session.optimizer_name != self.manifest.optimizer.name:
-            raise RecipeError("optimizer", expected=self.manifest.optimizer.name, got=self.session.optimizer_name)
-        declared = self.manifest.optimizer.hyperparameters
-        if self.session.hyperparameters != declared:
-            raise RecipeError("optimizer's hyperparameters", expected=declared, got=self.session.hyperparameters)
-        initial = self.manifest.initial
-        if initial.kind != "seed":
-            return self.initial_tensors()
-        if self.session.initial_state == initial.state:
-            return Outcome.PASSED, "rebuilt from the seed, state digests are equal"
-        differences = self.session.differences(self.manifest.environment)
-        if differences:
-            return Outcome.UNDECIDED, "another environment class: " + "; ".join(differences)
-        raise ReplayError("initial state rebuilt from the seed", expected=initial.state, got=self.session.initial_state)
-
-    def initial_tensors(self) -> tuple[Outcome, str]:
-        """[check 5] An initial state that the seed does not give, tensor by tensor."""
-        from polverify.initial import Rebuilt, check_tensors  # loads scipy, which no other check needs
-
-        link, shown = None, ""
-        if self.manifest.initial.kind == "parent":
-            if self.request.lineage is None:
-                return Outcome.UNDECIDED, "declared as parent, and no lineage was given"
-            link, shown = self.parent(self.request.lineage)
-        outcome, detail, warnings = check_tensors(
-            self.states.get(self.manifest.initial.state),
-            Rebuilt(self.session.initial_entries, self.session.initial_scalars),
-            () if link is None else link.inherited,
+        self.states.limit(self.session.state_bytes)
+        return check_beginning(
+            self.session, self.manifest, self.states, self.request, self.logs, self.claim, self.warnings
         )
-        self.warnings.extend(warnings)
-        return outcome, shown + detail
-
-    def parent(self, data: bytes) -> tuple[Link, str]:
-        """[check 5] The link to the parent holds; returns it with what to say of it."""
-        own = self.request.parent_keys
-        keys, logs = (own, ()) if own else (self.request.keys, self.logs)
-        link = check_link(Lineage.parse(data), self.manifest, keys, self.request.parent_root, any_of=logs)
-        at = link.root.checkpoint
-        self.claim["parent"] = {
-            "origin": at.origin,
-            "size": at.size,
-            "root": at.root.hex(),
-            "initial": link.parent.initial.kind,
-            "inherited": len(link.inherited),
-        }
-        text = f"{len(link.inherited)} tensors are those of {at.origin} after its last of {at.size - 1} segments"
-        if self.request.parent_proof is None:
-            self.warnings.append("the parent's signed root was not shown to be in a ledger")
-        else:
-            proof, time = self.request.parent_proof, link.root.timestamp
-            entry = check_entry(proof, keys, at, link.parent, time, any_of=logs)
-            text += f", in the ledger {entry.head.checkpoint.origin}"
-        self.warnings.append("the parent's own training is for a verdict of its own; polverify chain joins them")
-        return link, text + "; "
 
     def continuity(self) -> tuple[Outcome, str]:
         """[check 6] All segment records join up into one run."""
@@ -397,27 +326,12 @@ class Verification:
             self.session.sample_hash,
             lambda done, total: self.request.progress("hashing samples", done, total),
         )
+        order, warnings = check_order(self.manifest, [self.steps[record.index] for record in opened], self.session)
+        self.warnings += warnings
         return (
             Outcome.PASSED,
-            f"{len(used)} samples of {self.manifest.dataset.size}, {self.order()}, {len(wanted)} snapshots",
+            f"{len(used)} samples of {self.manifest.dataset.size}, {order}, {len(wanted)} snapshots",
         )
-
-    def order(self) -> str:
-        """[check 9] The order of samples is the one that the seed gives, where that was declared."""
-        if not self.steps:
-            return "no order to look at"
-        if self.manifest.sampler != "seed":
-            self.warnings.append("the order of samples was the prover's free choice")
-            return "their order free"
-        left_out = self.session.check_order([self.steps[index] for index in self.opened_segments])
-        if left_out is None:
-            self.warnings.append(
-                "the order of samples was not re-derived: the recipe's sampler is none of PyTorch's own"
-            )
-            return "their order not re-derived"
-        if left_out:
-            self.warnings.append(f"{left_out} batches of the order were left out: the loop broke off a pass")
-        return "their order re-derived from the seed"
 
     def replay(self) -> tuple[Outcome, str]:
         """[check 10] Training each opened segment again leads to its committed end, bit for bit or within tolerance."""
@@ -425,107 +339,47 @@ class Verification:
         if not opened:
             return Outcome.UNDECIDED, "no segment is opened, so nothing was replayed"
         total = sum(record.end_step - record.start_step for record in opened)
-        before = 0
-        for record in opened:
-            self.results.append(self.replay_segment(record, before, total))
-            before += record.end_step - record.start_step
+        for each in replay_all(
+            self.material(),
+            self.file,
+            self.opened_segments,
+            lambda done: self.request.progress(REPLAYING, done, total),
+        ):
+            self.results.append(each.result)
+            if each.norms:
+                self.audited.add(each.result.index)
         if self.request.evaluate:
             self.results = evaluated(self.results, opened, self.session, self.states, self.request.progress)
-        self.claim["steps_replayed"] = self.steps_replayed
+        self.claim["steps_replayed"] = steps_replayed(self.results)
         return ended(self.results, self.records[-1].end_step, self.warnings)
 
-    def replay_segment(self, record: SegmentRecord, before: int, total: int) -> SegmentResult:
-        """Replay one segment and decide it (`polverify.replay.comparison`)."""
-        from polverify.replay.comparison import Comparison  # loads torch
-
-        comparison = Comparison(self.session, self.request, self.manifest.fidelity)
-        return comparison.decide(
-            self.segment(record),
-            lambda: self.states.get(record.end_state),
-            lambda done: self.request.progress("replaying", before + done, total),
-        )
-
-    def segment(self, record: SegmentRecord) -> Segment:
-        """Put together what a replay of one segment needs."""
-        return put_together(record, self.records, self.steps[record.index], self.states, self.manifest.fidelity)
+    def material(self) -> Material:
+        """Return what replays take; checks 0 to 9 have passed."""
+        return Material(self.request, self.manifest, self.records, self.steps, self.states, self.session)
 
     def plausibility(self) -> tuple[Outcome, str]:
         """[check 11] Norms are those of the snapshots, and moments are looked at where no replay has decided."""
-        wanted = range(len(self.records)) if self.request.audit else self.opened_segments
-        replayed = {result.index for result in self.passed}
-        against: list[int] = []
-        decayed: list[int] = []
-
-        def progress(done: int, total: int) -> None:
-            self.request.progress("auditing", done, total)
-
-        for index, found in audit(self.records, wanted, self.states, progress):
-            if index in replayed:
-                continue
-            if found.against:
-                against.append(index)
-            if found.decayed is not None:
-                decayed.append(index)
-        if against:
-            self.warnings.append(f"the weights moved against their moments in {_listed(against)}; open them to be sure")
-        if decayed:
-            return (
-                Outcome.UNDECIDED,
-                f"second moments fell faster than beta2 lets them in {_listed(decayed)}; open them",
-            )
-        return Outcome.PASSED, "norms of all segments" if self.request.audit else "norms of the opened segments"
-
-    def power(self) -> Power:
-        """Say what these checks would have caught."""
-        challenge, passed = self.request.challenge, self.passed
-        # Else the prover chose, by the environment classes that he named, what was not replayed.
-        whole = len(passed) == len(self.opened_segments)
-        drawn = challenge.random if challenge is not None and whole else 0
-        return Power(
-            segments=len(self.records),
-            fixed=len(passed) - drawn,
-            drawn=drawn,
-            population=len(self.records) - (len(passed) - drawn),
-            top=challenge.rules.top if challenge is not None and whole else 0,
-            audited=self.request.audit,
-            nonce_from="nobody" if challenge is None else challenge.source,
-            steps_replayed=self.steps_replayed,
-            steps_trained=self.records[-1].end_step,
-            bytes_moved=self.file.size,
-            tolerated=sum(result.tolerated for result in passed),
+        looked_at = range(len(self.records)) if self.request.audit else self.opened_segments
+        replayed = {result.index for result in self.results if result.outcome is Outcome.PASSED}
+        outcome, detail, warnings = check_plausibility(
+            self.records,
+            [index for index in looked_at if index not in self.audited],
+            replayed,
+            self.states,
+            lambda done, total: self.request.progress("auditing", done, total),
         )
-
-    def chosen(self) -> dict[int, str]:
-        """Say of each opened segment who chose it."""
-        opened = self.opened_segments
-        challenge = self.request.challenge
-        if challenge is None:
-            return dict.fromkeys(opened, "caller" if callable(self.request.bundle) else "prover")
-        return (
-            dict.fromkeys(opened, "random")
-            | dict.fromkeys(challenge.named, "named")
-            | dict.fromkeys(challenge.picked, "picked")
-        )
+        self.warnings += warnings
+        return outcome, detail or f"norms of {'all' if self.request.audit else 'the opened'} segments"
 
     def verdict(self, fault: str | None) -> Verdict:
         """[check 12] Add up."""
-        undecided = [check for check in self.checks if check.outcome is Outcome.UNDECIDED]
-        power = None if fault is not None else self.power()
-        lacking = None if power is None else self.request.policy.power_lacking(power)
-        if fault is not None:
-            decision, reason = Decision.REJECT, fault
-        elif undecided:
-            first = undecided[0]
-            decision, reason = Decision.INCONCLUSIVE, f"check {first.number} ({first.name}): {first.detail}"
-        elif lacking is not None:
-            decision, reason = Decision.INCONCLUSIVE, f"check 12 (verdict): {lacking}"
-        else:
-            decision = Decision.ACCEPT
-            tolerated = sum(result.tolerated for result in self.results)
-            how = f"within tolerance ({len(self.results) - tolerated} bit for bit)" if tolerated else "bit for bit"
-            reason = f"{len(self.results)} of {len(self.records)} segments replayed {how}"
-        policy = self.request.policy
-        outcomes = {result.index: result.outcome.value for result in self.results}
+        policy, records = self.request.policy, getattr(self, "records", ())
+        opened = chosen_by(self.request, self.opened_segments) if records else {}
+        power = None
+        if fault is None:
+            power = power_of(self.request, records, self.opened_segments, self.results, self.file.size)
+        lacking = None if power is None else policy.power_lacking(power)
+        decision, reason = decided(self.checks, fault, lacking, self.results, len(records))
         return Verdict(
             decision,
             reason,
@@ -534,16 +388,9 @@ class Verification:
             tuple(self.results),
             tuple(self.warnings),
             power,
-            coverage(self.records, self.chosen(), outcomes) if hasattr(self, "records") else (),
+            coverage(records, opened, {result.index: result.outcome.value for result in self.results}),
             losses(self.steps) if hasattr(self, "steps") else (),
             None
             if policy.digest is None
             else {"sha256": policy.digest, "judged_at": self.request.now, "rules": dict(policy.rules)},
         )
-
-
-def _listed(segments: Sequence[int]) -> str:
-    """Name a few segments and count the rest."""
-    shown = ", ".join(map(str, segments[:MAX_NAMED]))
-    more = len(segments) - MAX_NAMED
-    return f"segment {shown}" if len(segments) == 1 else f"segments {shown}" + (f" and {more} more" if more > 0 else "")

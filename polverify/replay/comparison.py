@@ -8,6 +8,7 @@ with replays of this very segment, now or beforehand (`polverify calibrate`). Im
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from polstore.codec.quantise import replays_exactly
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Comparison", "variations"]
 
+EQUAL = "state digests are equal"
+
 
 class Comparison:
     """Decides segments of one run.
@@ -43,10 +46,13 @@ class Comparison:
         self._request = request
         self._fidelity = fidelity
 
-    def decide(
+    def start(
         self, segment: Segment, committed: Callable[[], Snapshot], progress: Callable[[int], None]
-    ) -> SegmentResult:
-        """Replay a segment and decide it.
+    ) -> Callable[[], SegmentResult]:
+        """Train a segment again, and return what decides it.
+
+        Where the replay has to be exact, that is left to do: it quantises, hashes and compares, and any thread may do
+        it while the next segment trains. Else it is done, since measuring the noise takes more training.
 
         Args:
             segment: the segment.
@@ -54,35 +60,54 @@ class Comparison:
             progress: told the steps done so far.
 
         Raises:
-            ReplayError: the replay does not match.
+            ReplayError: the replay does not match; the result may raise that, too.
             CallerError: this machine cannot run it.
         """
         differences = self._session.differences(segment.record.environment)
         tolerant = self._request.tolerant or self._request.calibration is not None
         if differences and not tolerant:
-            return _result(segment, Outcome.UNDECIDED, "another environment class: " + "; ".join(differences))
+            detail = "another environment class: " + "; ".join(differences)
+            return partial(_result, segment, Outcome.UNDECIDED, detail)
         # An exact start of a float16 run leads to the committed end, too: who asks for a tolerance gets no more of it
         # than is needed.
         certain = replays_exactly(self._fidelity) or (tolerant and not segment.start_rounded)
-        exact = certain and not differences
-        replayed = self._session.replay(segment, progress, exact=exact)
+        if certain and not differences:
+            return partial(self._exactly, segment, self._session.train(segment, progress, exact=True), committed)
+        found = self._within(segment, committed, progress, another=bool(differences))
+        return lambda: found
+
+    def _exactly(self, segment: Segment, trained: Replayed, committed: Callable[[], Snapshot]) -> SegmentResult:
+        """Decide a segment whose replay has to end in the committed state, bit for bit."""
+        replayed, end = self._session.as_committed(segment, trained), committed()
+        if replayed.end.digest() != segment.record.end_state:
+            raise ReplayError(
+                f"{_end(segment)} ({_mismatch(end, replayed.end)})", expected=end.digest(), got=replayed.end.digest()
+            )
+        return _result(segment, Outcome.PASSED, EQUAL, self._error(segment, replayed, end))
+
+    def _within(
+        self,
+        segment: Segment,
+        committed: Callable[[], Snapshot],
+        progress: Callable[[int], None],
+        *,
+        another: bool,
+    ) -> SegmentResult:
+        """Decide a segment that may end elsewhere: in another environment class, or after a rounded start."""
+        tolerant = self._request.tolerant or self._request.calibration is not None
+        replayed = self._session.replay(segment, progress, exact=False)
         end = committed()
         if replayed.end.digest() == segment.record.end_state:
             if replayed.mismatch is not None:
                 raise replayed.mismatch
-            return _result(segment, Outcome.PASSED, "state digests are equal", self._error(segment, replayed, end))
-        name = f"{segment.name}, state after step {segment.record.end_step}"
-        if exact:
-            raise ReplayError(
-                f"{name} ({_mismatch(end, replayed.end)})", expected=end.digest(), got=replayed.end.digest()
-            )
+            return _result(segment, Outcome.PASSED, EQUAL, self._error(segment, replayed, end))
         if not tolerant:
-            require_scalars(name, end, replayed)
+            require_scalars(_end(segment), end, replayed)
             detail = (
                 f"fidelity {self._fidelity} needs a tolerance: training went on from other values than were committed"
             )
             return _result(segment, Outcome.UNDECIDED, detail, self._error(segment, replayed, end))
-        floor = self._floor(segment, replayed, another=bool(differences))
+        floor = self._floor(segment, replayed, another=another)
         if floor is None:
             detail = "the noise of this segment was not measured"
             return _result(segment, Outcome.UNDECIDED, detail, self._error(segment, replayed, end))
@@ -133,6 +158,10 @@ def variations(
 def _result(segment: Segment, outcome: Outcome, detail: str, measured: dict[str, Any] | None = None) -> SegmentResult:
     record = segment.record
     return SegmentResult(record.index, record.start_step, record.end_step, outcome, detail, measured or {})
+
+
+def _end(segment: Segment) -> str:
+    return f"{segment.name}, state after step {segment.record.end_step}"
 
 
 def _mismatch(committed: Snapshot, end: Snapshot) -> str:

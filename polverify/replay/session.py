@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import itertools
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -110,7 +111,15 @@ class Session:
             ReplayError: the start does not fit the recipe, or a step is not what its record says.
             CallerError: this machine cannot run it (memory, missing data).
         """
-        return self._replay(segment, segment.start, progress, exact=exact)
+        return self.as_committed(segment, self.train(segment, progress, exact=exact))
+
+    def train(self, segment: Segment, progress: Callable[[int], None], *, exact: bool) -> Replayed:
+        """Train one segment again; its end is a copy of the live state. Arguments and errors as for `replay`."""
+        return self._train(segment, segment.start, progress, exact=exact)
+
+    def as_committed(self, segment: Segment, trained: Replayed) -> Replayed:
+        """Quantise the end of a replay as committed ones are; any thread may do it while another one trains."""
+        return replace(trained, end=quantise(trained.end, segment.base, self._manifest.fidelity))
 
     def vary(self, segment: Segment, setting: Setting, progress: Callable[[int], None]) -> Replayed:
         """Train one segment again under a setting that rounds differently; raises as `replay` does."""
@@ -118,7 +127,7 @@ class Session:
         if setting.start is not None:
             start = shaken(start, segment.start_base, setting.start)
         with applied(setting, segment.record.environment, self.here()):
-            return self._replay(segment, start, progress, exact=False)
+            return self.as_committed(segment, self._train(segment, start, progress, exact=False))
 
     def evaluate(self, step: int, snapshot: Snapshot) -> dict[str, float]:
         """Run the recipe's own evaluation on the snapshot at ``step``, the generators seeded by that step.
@@ -164,7 +173,7 @@ class Session:
                 yield load_batch(loader, indices, self._manifest.seed, number)
                 number += 1
 
-    def _replay(self, segment: Segment, start: Snapshot, progress: Callable[[int], None], *, exact: bool) -> Replayed:
+    def _train(self, segment: Segment, start: Snapshot, progress: Callable[[int], None], *, exact: bool) -> Replayed:
         record = segment.record
         self._restore(record.start_step, start)
         losses, used, mismatch, drew = [], hashlib.sha256(), None, False
@@ -187,7 +196,6 @@ class Session:
             end = self._live.capture(record.end_step)
         except TrainingError as error:  # what a hostile start led to: the proof's fault, not the verifier's
             raise ReplayError(f"state after step {record.end_step} is none that can be committed: {error}") from error
-        end = quantise(end, segment.base, self._manifest.fidelity)
         return Replayed(end, tuple(losses), used.digest(), mismatch, drew)
 
     @property

@@ -344,7 +344,7 @@ COMMANDS = {
     ("polverify", "plan"): "SIGNED_ROOT --segments --share --confidence --steps-per-segment --step-seconds --json",
     ("polverify", "check"): "SIGNED_ROOT --key --name --policy --timestamp --tsa-root --tsa-cert --bundle --challenge "
     "--ledger --segment --max-bytes --audit --recipe --device --lineage --parent-key --parent-name --parent-root "
-    "--parent-proof --html --json",
+    "--parent-proof --jobs --tolerant --html --json",
     ("polverify", "report"): "VERDICT --out",
     ("polverify", "chain"): "LINEAGE --key --name --policy --verdict --confidence --json",
     ("polverify", "log"): "HEAD --key --name --policy --state --consistency --max-age --json",

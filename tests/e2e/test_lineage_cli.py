@@ -1,11 +1,19 @@
 """A run, a run that starts from it, and the chain of both, by command line."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import command_line
 import pytest
 import torch
+
+from polstore import keyfile
+from polstore.wire.keys import KeyKind
+from polstore.wire.lineage import Lineage
+from polstore.wire.note import Note, cosign
+from polstore.wire.note import parse as parse_note
+from polstore.wire.tlog_proof import TlogProof
 
 
 @pytest.fixture
@@ -126,6 +134,51 @@ def test_a_parent_in_the_ledger_and_under_a_policy(family, shell):
     eve = Path("eve.pub").read_text().splitlines()[0]
     Path("policy").write_text(f"log {eve}\nquorum none\n")
     assert shell(*chain, "--policy", "policy")[0] == 1
+
+
+def cosigned(note, witness, text=None):
+    """A note with a witness's cosignature, of its own text or another one."""
+    note = parse_note(note)
+    return Note(note.text, (*note.signatures, cosign(text or note.text, witness, 1_800_000_000))).encode()
+
+
+def test_witnesses_of_a_policy_have_to_have_seen_the_parent_s_ledger_or_root(family, shell):
+    witness = keyfile.generate("example.net/witness", Path("witness"))
+    log = Path("key.pub").read_text().splitlines()[0]
+    seen = next(key.line() for key in witness.verifier_keys() if key.kind is KeyKind.COSIGNATURE)
+    Path("policy").write_text(f"log {log}\nwitness w {seen}\nquorum w\n")
+    Path("seen.root").write_bytes(cosigned(Path("tuned.root").read_bytes(), witness))
+    shell.ok("polstore", "log", "prove", "--store", "st", "--run", "base", "--out", "base.tlog-proof")
+    words = ("polverify", "check", "seen.root", "--policy", "policy", "--bundle", "tuned", "--recipe", "recipe.py")
+    words += ("--lineage", "tuned.lineage", "--json")
+
+    def decided(*more):
+        code, out, _ = shell(*words, *more)
+        verdict = json.loads(out)
+        return code, verdict["checks"][5]["detail"]
+
+    code, detail = decided("--parent-proof", "base.tlog-proof")
+    assert code == 1
+    assert detail.startswith("quorum of witnesses: expected w, got cosigned by nobody")
+    proof = TlogProof.parse(Path("base.tlog-proof").read_bytes())
+    head = cosigned(proof.signed_root, witness)
+    Path("seen.tlog-proof").write_bytes(replace(proof, signed_root=head).encode())
+    code, detail = decided("--parent-proof", "seen.tlog-proof")
+    assert code == 0, detail
+    assert ", in the ledger example.com/alice, which a quorum of witnesses has seen; " in detail
+    # A cosignature on the parent's signed root itself will do, and a false one never does.
+    lineage = Lineage.parse(Path("tuned.lineage").read_bytes())
+    root = replace(lineage, parent_root=cosigned(lineage.parent_root, witness))
+    Path("tuned.lineage").write_bytes(root.encode())
+    assert decided("--parent-proof", "base.tlog-proof")[0] == 0
+    Path("tuned.lineage").write_bytes(lineage.encode())
+    Path("false.tlog-proof").write_bytes(
+        replace(proof, signed_root=cosigned(proof.signed_root, witness, "another\n1\ntext\n")).encode()
+    )
+    code, detail = decided("--parent-proof", "false.tlog-proof")
+    assert (code, detail) == (1, f"the signature of {seen} is false")
+    code, detail = decided()  # nothing of the parent's ledger was given, and so nothing was asked of it
+    assert code == 0, detail
 
 
 def test_what_lineages_and_inclusion_proofs_claim(family, shell):

@@ -112,7 +112,9 @@ def test_a_challenge_is_answered_by_a_web_server_alone(made, shell, tmp_path):
 
 
 def test_a_directory_serves_as_well(made, shell):
-    out = shell.ok(*check_words(made, made / "www", "--segment", 17, "--segment", 3, "--segment", 17, "--json"))
+    words = check_words(made, made / "www", "--segment", 17, "--segment", 3, "--segment", 17, "--json")
+    out = shell.ok(*words)
+    assert shell.ok(*words, "--jobs", 2) == out
     verdict = json.loads(out)
     assert [item["index"] for item in verdict["segments"]] == [3, 17]
     assert verdict["warnings"][-1] == "no challenge: the caller named which segments to open"

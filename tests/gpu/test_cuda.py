@@ -54,6 +54,12 @@ def test_a_run_on_the_device_is_accepted_there(case, tmp_path):
     bench.require_accepted()
 
 
+def test_several_segments_at_once_on_the_device(tmp_path):
+    bench = Bench(tmp_path, device="cuda")
+    bench.record(optimizer="adamw")
+    assert bench.require_accepted(jobs=2).as_json() == bench.require_accepted().as_json()
+
+
 def test_a_run_on_the_device_cannot_be_judged_on_a_processor(tmp_path):
     bench = Bench(tmp_path, device="cuda")
     bench.record()

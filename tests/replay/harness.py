@@ -88,18 +88,18 @@ class Bench:
             prove(found, self.segments or range(len(found.segments))).write(bundle)
         return root, bundle
 
-    def verdict(self, run="r", recipe=None):
+    def verdict(self, run="r", recipe=None, jobs=1):
         root, bundle = self.prove(run)
         keys = keyfile.load_verifier_keys(self.public)
         before = torch.get_num_threads()
         try:
             own = RecipeFile.read(recipe or self.recipe)
-            return verify(Request(root.read_bytes(), keys, bundle, own, device=self.device))
+            return verify(Request(root.read_bytes(), keys, bundle, own, device=self.device, jobs=jobs))
         finally:
             torch.set_num_threads(before)
 
-    def require_accepted(self, run="r", recipe=None):
-        verdict = self.verdict(run, recipe)
+    def require_accepted(self, run="r", recipe=None, jobs=1):
+        verdict = self.verdict(run, recipe, jobs)
         if verdict.decision is not Decision.ACCEPT:
             pytest.fail(f"{verdict.decision}: {verdict.reason}")
         return verdict

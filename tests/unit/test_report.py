@@ -101,12 +101,33 @@ def test_what_the_page_of_an_accepted_run_says():
     assert "Segments that were not opened were not replayed" in sections["limits"]
 
 
+def test_what_is_no_figure_takes_no_line():
+    verdict = sample_verdicts.accepted()
+    for segment in verdict["segments"]:
+        segment["epsilon"] = {"raw": dict.fromkeys(("l1", "l2", "linf", "cos"), 0.0), "normalised": {}}
+    assert "ε" not in Page(render(verdict)).sections["coverage"]
+    verdict["segments"][0]["epsilon"]["raw"]["l2"] = "nan"
+    assert "l2 nan" in Page(render(verdict)).sections["coverage"]
+
+
+def test_norms_are_called_facts_after_a_full_audit_only():
+    verdict = sample_verdicts.accepted()
+    for norms, says in (("claims", "what the signer wrote"), ("facts", "All norms were computed again")):
+        verdict["power"]["concatenation"]["norms"] = norms
+        sections = Page(render(verdict)).sections
+        assert says in sections["updates"]
+        assert ("only its record was looked at" in sections["coverage"]) is (norms == "claims")
+        assert ("only the records were looked at" in sections["limits"]) is (norms == "claims")
+
+
 def test_epsilon_is_shown_against_its_bound_the_worst_first():
     sections = Page(render(sample_verdicts.in_another_class())).sections
     words = " ".join(sections["epsilon"].split())
     assert words.index("over 1.28") < words.index("within 0.98")
     assert "1 of the replayed segments end in the committed state, bit for bit" in words
-    assert "the recipe's own evaluation: start=accuracy=0.8" in " ".join(sections["coverage"].split())
+    coverage = " ".join(sections["coverage"].split())
+    assert "ε of all parameters: l1 1e-05, l2 1e-06, l∞ 1e-07, cosine distance 1e-12 in units of d_ref: l2" in coverage
+    assert "the recipe's own evaluation: accuracy 0.8 after step 14; accuracy 0.82 after step 21" in coverage
     lineage = " ".join(sections["lineage"].split())
     assert "Origin of the parent example.com/alice/base Tensors that are the parent's, bit for bit 60" in lineage
     assert "Initial state of the parent, as it declares seed" in lineage
