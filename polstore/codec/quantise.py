@@ -201,7 +201,7 @@ def replays_exactly(fidelity: str) -> bool:
 def role_of(name: str, dtype: str, shape: tuple[int, ...]) -> Role:
     """Return the role of a tensor by itself; `roles_of` also knows the one exception that depends on its neighbours.
 
-    A key that is not known is EXACT: an optimizer may keep there what 10 bits would ruin, such as float32 master
+    A key that is not known is EXACT: an optimizer may keep there what so few bits would ruin, such as float32 master
     weights, averaged weights, or matrices that must stay positive definite.
     """
     if dtype != "float32":
