@@ -94,4 +94,4 @@ def test_keyframes_come_with_new_tensors_and_then_every_64th(store: Store, stops
     run = Run(store, "tiny")
     assert [record.base_step for record in run.segments] == [0, None, *[2] * 63, None, *[66] * 4]
     late = run.stored_snapshots(run.segment(9).end_state)[0]
-    assert {row.encoding for row in late.tensors} == {Encoding.SCALED_DELTA, Encoding.SCALED_VALUE}
+    assert {row.encoding for row in late.tensors} == {Encoding.SCALED_DELTA, Encoding.BFLOAT16}
