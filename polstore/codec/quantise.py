@@ -152,37 +152,38 @@ class Quantised:
 
     def entry(self) -> TensorEntry:
         """Return what is committed of the tensor, which is not kept for that where it is made of its items alone."""
-        if self.scheme not in _UPPER or "tensor" in self.__dict__:
+        if self.scheme not in _UPPER or self.items is None or "tensor" in self.__dict__:
             return self.tensor.entry()
-        digest, items = hashlib.sha256(), self._checked_items()
-        if items.size != math.prod(self.shape):
-            raise UsageError(f"items of quantised tensor {self.name}", expected=math.prod(self.shape), got=items.size)
-        for start in range(0, items.size, BLOCK):
-            digest.update(from_upper(items[start : start + BLOCK]).data)
+        digest = hashlib.sha256()
+        for start in range(0, self.items.size, BLOCK):
+            digest.update(from_upper(self.items[start : start + BLOCK]).data)
         return TensorEntry(self.name, self.dtype, self.shape, digest.digest())
 
     def forget(self) -> None:
         """Let go of the committed tensor; it is made anew when it is asked for again."""
         self.__dict__.pop("tensor", None)
 
-    def _checked_items(self) -> Array:
-        if self.items is None:
-            raise UsageError(f"quantised tensor {self.name} has no items", expected="an array", got=self.scheme.value)
-        wanted = _ITEMS.get(self.scheme, self.items.dtype)
-        if self.items.dtype != wanted:
-            raise UsageError(f"items of quantised tensor {self.name}", expected=wanted, got=self.items.dtype.str)
-        return self.items
+    def require_items(self) -> None:
+        """Require as many items as there are elements where the entry is made of these alone; raises `UsageError`."""
+        if self.scheme in _UPPER and self.items is not None:
+            got, wanted = (self.items.dtype.str, self.items.size), (_ITEMS[self.scheme], math.prod(self.shape))
+            if got != wanted:
+                raise UsageError(f"items of quantised tensor {self.name}", expected=wanted, got=got)
 
     def _values(self) -> Array:
-        items = self._checked_items()
-        if self.scheme is Scheme.EXACT:
-            return items
+        if self.items is None:
+            raise UsageError(f"quantised tensor {self.name} has no items", expected="an array", got=self.scheme.value)
+        wanted = _ITEMS.get(self.scheme)
+        if wanted is None:
+            return self.items
+        if self.items.dtype != wanted:
+            raise UsageError(f"items of quantised tensor {self.name}", expected=wanted, got=self.items.dtype.str)
         if self.scheme in _UPPER:
-            return from_upper(items)
-        if self.partner is None or self.partner.data.size != items.size:
+            return from_upper(self.items)
+        if self.partner is None or self.partner.data.size != self.items.size:
             raise UsageError(f"quantised tensor {self.name} has no partner like it", expected=self.shape, got=None)
         add = add_halves if self.scheme is Scheme.SCALED_DELTA else add_steps
-        return add(self.partner.data, items, self.exponent)
+        return add(self.partner.data, self.items, self.exponent)
 
 
 _UPPER = frozenset({Scheme.BFLOAT16, Scheme.SHORT_DIFFERENCE})

@@ -216,14 +216,17 @@ def test_encode_notices_frames_that_do_not_lead_back(monkeypatch: pytest.MonkeyP
         encode(snapshot(floats("a", np.ones(1000))), None, "lossless")
 
 
+def encoded(parts, base: Snapshot, keep=lambda part: True):
+    """Encode parts; return the record, the frames, and the committed tensors that are to be kept."""
+    return frames.encode_parts(parts, SCALARS, base.digest(), keep)
+
+
 def test_only_the_tensors_to_keep_are_held_afterwards() -> None:
     parts = tuple(quantise_tensors(training(1), training(0), WRITEBACK))
     base = training(0)
-    whole = frames.encode_parts(parts, SCALARS, base.digest())
+    whole = encoded(parts, base)
     made = {part.name: weakref.ref(part.tensor) for part in parts if part.scheme is not Scheme.EXACT}
-    record, blobs, kept = frames.encode_parts(
-        parts, SCALARS, base.digest(), lambda part: part.name.startswith("parameter/")
-    )
+    record, blobs, kept = encoded(parts, base, lambda part: part.name.startswith("parameter/"))
     assert (record, blobs) == whole[:2]
     assert record.state_digest == whole[2].digest()
     assert kept.names == ("parameter/frozen", "parameter/w")
@@ -253,7 +256,7 @@ def test_parts_are_taken_one_by_one_and_let_go_of() -> None:
             yield part
             del part
 
-    record, blobs, committed = frames.encode_parts(parts(), SCALARS, training(0).digest())
+    record, blobs, committed = encoded(parts(), training(0))
     assert alive
     assert (record, blobs) == encode(training(1), training(0), WRITEBACK)[:2]
     assert committed.digest() == record.state_digest
@@ -282,7 +285,7 @@ def test_parts_that_contradict_their_scheme_are_refused() -> None:
         (Quantised(*about, None, Scheme.BFLOAT16, 0, np.zeros(3, "<u2")), UsageError, "items of quantised tensor"),
     ):
         with pytest.raises(error, match=match):
-            frames.encode_parts([part], SCALARS, training(0).digest())
+            encoded([part], training(0))
 
 
 def test_encode_refuses_an_unknown_fidelity() -> None:
