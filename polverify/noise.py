@@ -50,7 +50,8 @@ class Segment:
         start: the committed snapshot that it starts from.
         base: the committed snapshot that its end is quantised against, or None.
         start_rounded: whether training went on from other values than those of ``start`` (fidelity ``float16``).
-        start_base: the committed snapshot that ``start`` was quantised against, as far as it is at hand.
+        start_base: the committed snapshot that ``start`` was quantised against, as far as it is at hand; ``start``
+            itself where that is a keyframe, whose weights are exact.
         fidelity: of the run.
     """
 

@@ -44,7 +44,9 @@ def put_together(
     previous = records[record.index - 1] if record.index else None
     rounded, start_base = False, None
     if not replays_exactly(fidelity):
-        rounded = any(role in MOMENTS for role in roles_of(start.tensors))
+        roles = zip(start.tensors, roles_of(start.tensors), strict=True)
+        rounded = any(role in MOMENTS and tensor.data.any() for tensor, role in roles)
+        start_base = start  # the weights of a keyframe were not rounded
         if previous is not None and previous.base_step is not None:
             rounded = True
             digest = state_at(records, previous.base_step)

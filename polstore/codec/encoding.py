@@ -150,6 +150,7 @@ class _Writer:
 
     def add(self, part: Quantised) -> StoredTensor:
         """Encode a tensor and return its row."""
+        part.require_items()
         entry = part.entry()
         encoding = _encoding_of(part, entry)
         source = part.items if encoding in FLOAT32_ONLY else None

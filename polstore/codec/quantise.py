@@ -170,6 +170,13 @@ class Quantised:
         """Let go of the committed tensor; it is made anew when it is asked for again."""
         self.__dict__.pop("tensor", None)
 
+    def require_items(self) -> None:
+        """Require as many items as there are elements where the entry is made of these alone; raises `UsageError`."""
+        if self.scheme in _UPPER and self.items is not None:
+            got, wanted = (self.items.dtype.str, self.items.size), (_ITEMS[self.scheme], math.prod(self.shape))
+            if got != wanted:
+                raise UsageError(f"items of quantised tensor {self.name}", expected=wanted, got=got)
+
     def _values(self) -> Array:
         if self.items is None:
             raise UsageError(f"quantised tensor {self.name} has no items", expected="an array", got=self.scheme.value)
@@ -208,7 +215,7 @@ def replays_exactly(fidelity: str) -> bool:
 def role_of(name: str, dtype: str, shape: tuple[int, ...]) -> Role:
     """Return the role of a tensor by itself; `roles_of` also knows the one exception that depends on its neighbours.
 
-    A key that is not known is EXACT: an optimizer may keep there what 10 bits would ruin, such as float32 master
+    A key that is not known is EXACT: an optimizer may keep there what so few bits would ruin, such as float32 master
     weights, averaged weights, or matrices that must stay positive definite.
     """
     if dtype != "float32":

@@ -165,9 +165,10 @@ def _end(segment: Segment) -> str:
 
 
 def _mismatch(committed: Snapshot, end: Snapshot) -> str:
-    """Say where a replayed state differs from the committed one."""
+    """Say where a replayed state differs from the committed one; scalars decide how tensors are rounded besides."""
     theirs = {entry.name: entry for entry in committed.entries()}
     names = [entry.name for entry in end.entries() if theirs.get(entry.name) != entry]
-    if not names:
-        return "scalars differ"
-    return f"{len(names)} tensors differ, the first is {names[0]}"
+    found = ["scalars differ"] if committed.scalars != end.scalars else []
+    if names:
+        found.append(f"{len(names)} tensors differ, the first is {names[0]}")
+    return ", ".join(found)

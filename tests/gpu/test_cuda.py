@@ -24,11 +24,14 @@ CASES = {
     "gradient scaler": {"scaler": True, "optimizer": "adam", "every": 1},
     "compact": {"fidelity": "compact-writeback", "optimizer": "adamw"},
     "lossless": {"fidelity": "lossless"},
+    "moments from the start": {"optimizer": "adamw_resumed"},
+    "moments from the start, compact": {"optimizer": "adagrad_accumulated", "fidelity": "compact-writeback"},
 }
 
 
+@pytest.mark.parametrize("kept", ["a base", "a base of weights alone", "no base"])
 @pytest.mark.parametrize("fidelity", FIDELITIES)
-def test_the_capture_on_the_device_gives_the_bits_of_the_reference(fidelity):
+def test_the_capture_on_the_device_gives_the_bits_of_the_reference(fidelity, kept):
     generator = np.random.default_rng(3)
     size = 1 << 20
 
@@ -38,6 +41,8 @@ def test_the_capture_on_the_device_gives_the_bits_of_the_reference(fidelity):
         return Snapshot(tuple(Tensor(n, "float32", (size,), v) for n, v in zip(NAMES, values, strict=True)), SCALARS)
 
     base, before = state(), state()
+    if kept != "a base":
+        base = None if kept == "no base" else Snapshot((base.tensor("parameter/w"),), SCALARS)
     live = {tensor.name: torch.from_numpy(tensor.data.copy()).cuda() for tensor in before.tensors}
     wanted = quantise(before, base, fidelity)
     got = Capture(fidelity).take(live, SCALARS, base).committed

@@ -38,7 +38,8 @@ def states(draw):
         if draw(st.booleans()):
             pair[1] = pair[0].copy()
         tensors[name] = pair
-    return tensors, draw(st.sampled_from((1, 7, 64))), draw(st.sampled_from((SCALARS, b"\xc0", b"\x91\x05")))
+    base = draw(st.sampled_from(("whole", "whole", "without moments", "none")))
+    return tensors, draw(st.sampled_from((1, 7, 64))), draw(st.sampled_from((SCALARS, b"\xc0", b"\x91\x05"))), base
 
 
 def snapshot(arrays, scalars=SCALARS):
@@ -52,8 +53,11 @@ def snapshot(arrays, scalars=SCALARS):
 @settings(deadline=None, max_examples=100)
 @given(drawn=states())
 def test_the_capture_gives_the_bits_of_the_reference(fidelity, drawn):
-    pairs, block, scalars = drawn
-    base = snapshot({name: pair[0] for name, pair in pairs.items()})
+    pairs, block, scalars, kept = drawn
+    base = None
+    if kept != "none":
+        names = [name for name in pairs if kept == "whole" or not name.startswith("optimizer/")]
+        base = snapshot({name: pairs[name][0] for name in names})
     before = snapshot({name: pair[1] for name, pair in pairs.items()}, scalars)
     live = {name: torch.from_numpy(pair[1].copy()) for name, pair in pairs.items()}
     expected = quantise(before, base, fidelity)
@@ -65,6 +69,30 @@ def test_the_capture_gives_the_bits_of_the_reference(fidelity, drawn):
     left = expected if writes_back(fidelity) else before
     for wanted in left.tensors:
         assert np.array_equal(bits(wanted.data), bits(live[wanted.name].numpy())), wanted.name
+
+
+@pytest.mark.parametrize("fidelity", FIDELITIES)
+def test_the_ordinary_case_is_fused_with_a_base_or_without(fidelity, monkeypatch):
+    """Moments of a keyframe too: what the reference would do on the host is done where the training is."""
+    by_reference = []
+    original = capture.quantise_tensor
+    monkeypatch.setattr(
+        capture, "quantise_tensor", lambda tensor, *rest: by_reference.append(tensor.name) or original(tensor, *rest)
+    )
+    generator = np.random.default_rng(1)
+    names = ("optimizer/w/exp_avg", "optimizer/w/exp_avg_sq", "parameter/w")
+    live = {name: torch.from_numpy(np.abs(generator.standard_normal(100)).astype("f4")) for name in names}
+    taker = capture.Capture(fidelity)
+    before = snapshot({name: tensor.numpy() for name, tensor in live.items()})
+    base = taker.take(live, SCALARS, None).committed
+    assert base.digest() == quantise(before, None, fidelity).digest()
+    assert by_reference == (list(names) if fidelity == "lossless" else ["parameter/w"])
+    by_reference.clear()
+    alone = Snapshot((base.tensor("parameter/w"),), b"")  # as much as a writer keeps
+    live["parameter/w"] += 1e-3
+    before = snapshot({name: tensor.numpy() for name, tensor in live.items()})
+    assert taker.take(live, SCALARS, alone).committed.digest() == quantise(before, alone, fidelity).digest()
+    assert by_reference == (list(names) if fidelity == "lossless" else [])
 
 
 def test_capturing_again_and_again_follows_a_base_that_changes():

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from polstore.codec.quantise import quantise
 from polstore.codec.snapshot import Snapshot, Tensor
 from polstore.run_row import RunRow
 from polstore.run_writer import RunWriter
@@ -44,7 +45,7 @@ def make_run():
 
     def make(store, name="r", count=6, *, fidelity="float16-writeback", seed=1, complete=True):
         hypers, hashes = canonical.encode(("lr", 0.1)), b"".join(SAMPLES)
-        initial = state(0, seed)
+        initial = quantise(state(0, seed), None, fidelity)  # as a recorder begins
         manifest = Manifest(
             run=name,
             recipe=Recipe("none", bytes(32)),

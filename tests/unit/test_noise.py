@@ -84,7 +84,7 @@ def test_noise_is_the_largest_difference_of_any_setting():
         assert measure(replayed(tensor([1.0, 1.0])), [("a", other)]).unstable
 
 
-def test_a_shaken_start_is_off_by_half_a_step_at_most_and_elsewhere_as_it_was():
+def test_a_shaken_start_is_off_by_its_rounding_at_most_and_elsewhere_as_it_was():
     weights = tensor([1.0, -3.0, math.nan, 0.0])
     base = Snapshot((tensor([1.5, -3.0, 1.0, 8.0]),), b"")
     moment = tensor([2.0, 0.0, 1e-30], name="optimizer/w/momentum_buffer")
@@ -97,11 +97,16 @@ def test_a_shaken_start_is_off_by_half_a_step_at_most_and_elsewhere_as_it_was():
     assert math.isnan(off[2])
     assert 0 < abs(off[3]) <= 8 * 2**-11
     off = found.tensor("optimizer/w/momentum_buffer").data - moment.data
-    assert 0 < abs(off[0]) <= 2 * 2**-11
+    assert 0 < abs(off[0]) <= 2 * 2**-7
     assert off[1] == 0
     assert found.tensor("optimizer/w/step") is counter
     assert shaken(start, base, 1).digest() == found.digest()
     assert shaken(start, base, 2).digest() != found.digest()
+    most = max(abs(shaken(start, base, seed).tensor("optimizer/w/momentum_buffer").data[0] - 2.0) for seed in range(20))
+    assert most > 2 * 2**-8  # by up to a step of bfloat16, as rounding in proportion may have moved it
+    keyframe = shaken(start, start, 1)  # whose weights were not rounded
+    assert keyframe.tensor("parameter/w").data.tobytes() == weights.data.tobytes()
+    assert keyframe.tensor("optimizer/w/momentum_buffer").entry() == found.tensor("optimizer/w/momentum_buffer").entry()
 
 
 def test_the_papers_distances():

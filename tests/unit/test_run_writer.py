@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from polstore.codec.frames import Encoding
+from polstore.codec.quantise import quantise, quantise_tensors
 from polstore.codec.snapshot import Snapshot, Tensor
 from polstore.errors import MissingError, TrainingError
 from polstore.reader import Run
@@ -94,4 +95,44 @@ def test_keyframes_come_with_new_tensors_and_then_every_64th(store: Store, stops
     run = Run(store, "tiny")
     assert [record.base_step for record in run.segments] == [0, None, *[2] * 63, None, *[66] * 4]
     late = run.stored_snapshots(run.segment(9).end_state)[0]
-    assert {row.encoding for row in late.tensors} == {Encoding.SCALED_DELTA, Encoding.SCALED_VALUE}
+    assert {row.encoding for row in late.tensors} == {Encoding.SCALED_DELTA, Encoding.BFLOAT16}
+
+
+@pytest.mark.parametrize(
+    ("fidelity", "kept"),
+    [
+        ("float16-writeback", ("parameter/w",)),
+        ("compact-writeback", ("optimizer/w/exp_avg_sq", "parameter/w")),
+        ("lossless", ("optimizer/w/exp_avg", "optimizer/w/exp_avg_sq", "parameter/w")),
+    ],
+)
+def test_of_a_base_is_kept_what_others_are_quantised_against(
+    store: Store, fidelity: str, kept: tuple[str, ...]
+) -> None:
+    """Moments that are stored by themselves are half of a state, and nobody needs them again."""
+    names = ("optimizer/w/exp_avg", "optimizer/w/exp_avg_sq", "parameter/w")
+
+    def state(step: int) -> Snapshot:
+        values = np.linspace(1, 2, 64, dtype="<f4") * np.float32(1 + step / 100)
+        whole = Snapshot(tuple(Tensor(name, "float32", (64,), values) for name in names), canonical.encode((step,)))
+        return quantise(whole, None, fidelity) if step == 0 else whole
+
+    manifest = replace(
+        tiny_run.MANIFEST, fidelity=fidelity, initial=replace(tiny_run.MANIFEST.initial, state=state(0).digest())
+    )
+    writer = RunWriter.create(store, manifest, ROW, state(0), BLOBS)
+    for step in range(1, 4):
+        if step == 2:
+            writer, _, _ = RunWriter.resume(store, "tiny")
+        plan = writer.plan(step, names)
+        assert plan.base is not None
+        assert plan.base.names == kept
+        steps = Steps(step - 1, (Step((Microbatch(step, ((0,),)),), (), None),))
+        parts = quantise_tensors(state(step), plan.base, fidelity)
+        writer.write(plan, parts, state(step).scalars, steps, tiny_run.ENVIRONMENT, ROW)
+    run = Run(store, "tiny")
+    before = state(0)
+    for step in range(1, 4):  # as if the whole base had been at hand
+        wanted = quantise(state(step), before, fidelity)
+        assert run.state(step).digest() == wanted.digest()
+        before = wanted if fidelity == "compact-writeback" else before

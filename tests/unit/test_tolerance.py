@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from polstore.codec.quantise import FIDELITIES
 from polstore.codec.snapshot import Snapshot, Tensor
 from polstore.errors import ReplayError
 from polverify.noise import Floor, Replayed, Segment
@@ -69,6 +70,25 @@ def test_a_tensor_that_does_not_move_is_compared_absolutely(units, wanted):
     except ReplayError:
         found = Outcome.FAILED
     assert found is wanted
+
+
+MOMENTS = (("optimizer/w/exp_avg", 7, 3), ("optimizer/w/exp_avg_sq", 7, 5))
+
+
+@pytest.mark.parametrize(("name", "bits", "compact"), MOMENTS)
+@pytest.mark.parametrize("fidelity", FIDELITIES)
+@pytest.mark.parametrize(("steps", "wanted"), [(7, Outcome.PASSED), (9, Outcome.UNDECIDED)])
+def test_a_moment_may_be_rounded_the_other_way_in_a_keyframe_too(name, bits, compact, fidelity, steps, wanted):
+    """Eight floors are tolerated, and one is a step of the largest moment; without rounding, one unit of float32."""
+
+    def moment(value):
+        return Snapshot((Tensor(name, "float32", (4,), np.array([value, 0, 0, 0], "<f4")),), b"s")
+
+    step = 2.0**-23 if fidelity == "lossless" else 2.0 ** -(compact if fidelity == "compact-writeback" else bits)
+    record = SimpleNamespace(index=0, start_step=0, end_step=1)
+    segment = Segment(record, SimpleNamespace(steps=[]), moment(1.0), None, fidelity=fidelity)
+    replayed, floor = Replayed(moment(1.0), (), b""), Floor(("a",), {name: 0.0}, (), unstable=False)
+    assert judge(segment, moment(1.0 + steps * step), replayed, floor, comparable=True).outcome is wanted
 
 
 def test_where_random_numbers_may_differ_no_error_rejects():

@@ -16,10 +16,9 @@ from tools.checker.faults import Case, require, same
 
 __all__ = ["check", "decode", "parse"]
 
-SAME, EXACT, DIFFERENCE, SCALED_DELTA, SCALED_VALUE, ROUNDED_DIFFERENCE = range(6)
-STEPPED_DELTA, SHORT_VALUE, SHORT_DIFFERENCE = 6, 7, 8
-HIGHEST = {SCALED_DELTA: 113, SCALED_VALUE: 113, STEPPED_DELTA: 124}  # exponents
-NO_BASE = (EXACT, SCALED_VALUE, SHORT_VALUE)
+SAME, EXACT, DIFFERENCE, SCALED_DELTA, STEPPED_DELTA, BFLOAT16, SHORT_DIFFERENCE = range(7)
+HIGHEST = {SCALED_DELTA: 113, STEPPED_DELTA: 124}  # exponents
+NO_BASE = (EXACT, BFLOAT16)
 WIDTHS = {"bool": 1, "uint8": 1, "int8": 1, "float8_e4m3fn": 1, "float8_e5m2": 1}  # bytes of an item
 WIDTHS |= {"int16": 2, "uint16": 2, "float16": 2, "bfloat16": 2, "int32": 4, "uint32": 4, "float32": 4}
 WIDTHS |= {"int64": 8, "uint64": 8, "float64": 8, "complex64": 8, "complex128": 8}
@@ -68,54 +67,54 @@ def _scaled(deltas: list[float]) -> tuple[int, list[int]]:
     return exponent, [int.from_bytes(struct.pack("<e", ldexp(delta, -exponent)), "little") for delta in deltas]
 
 
-def _round_mantissa(word: int) -> int:
-    plain = word & 0x7FFFFFFF
-    kept = (plain + 0xFFF + (plain >> 13 & 1)) >> 13
-    return (max(kept, 1) if plain else 0) << 13 & 0x7FFFFFFF | word & 0x80000000
+def _role(name: str, shape: list[int]) -> str:
+    """Return the role of a float32 tensor that has no neighbours."""
+    kind, _, path = name.partition("/")
+    key = path.rpartition("/")[2]
+    if kind == "parameter":
+        return "weight"
+    if kind != "optimizer" or not shape:
+        return "exact"
+    return "first" if key in ("exp_avg", "momentum_buffer") else "second" if key in SECOND_MOMENTS else "exact"
 
 
-def _quantised(name: str, base: list[int], live: list[int]) -> list[int]:
-    """Return the committed words of a float32 tensor of one dimension with a partner."""
-    key = name.rsplit("/", 1)[-1]
-    moment = name.startswith("optimizer/")
-    if moment and key in SECOND_MOMENTS:
-        if not all(isfinite(_float(word)) for word in live):
-            return live
-        result = [_round_mantissa(word) for word in live]
-        return result if all(isfinite(_float(word)) for word in result) else live
-    first = moment and key in ("exp_avg", "momentum_buffer")
-    if not first and not name.startswith("parameter/"):
-        return live
-    under = [0] * len(base) if first else base
-    deltas = [_float(word) for word in live]
-    if not first:
-        deltas = [_rounded(delta - _float(word)) for delta, word in zip(deltas, base, strict=True)]
+def _key(name: str, scalars: bytes) -> int:
+    return int.from_bytes(sha256(sha256(scalars).digest() + name.encode()).digest()[:4], "little")
+
+
+def _threshold(key: int, place: int) -> int:
+    return (key + place * 0x9E3779B1) % 2**32
+
+
+def _moment(live: list[int], key: int, dropped: int, *, kept: bool) -> list[int]:
+    """Return moments without their low bits, rounded in proportion."""
+    result = []
+    for place, word in enumerate(live):
+        upper = word + (_threshold(key, place) >> 32 - dropped) >> dropped
+        if kept and word % 2**31 and not upper % 2 ** (31 - dropped):
+            upper += 1
+        result.append(upper << dropped)
+    return result if all(isfinite(_float(word)) for word in live + result) else live
+
+
+def _weight(base: list[int], live: list[int], key: int | None) -> list[int]:
+    """Return weights as halves from their base, or given a key as steps."""
+    deltas = [_rounded(_float(one) - _float(other)) for one, other in zip(live, base, strict=True)]
     if not all(map(isfinite, deltas)):
         return live
     if not any(deltas):
-        return live if first else base
-    exponent, halves = _scaled(deltas)
-    if first:
-        values = [_rounded(ldexp(_half(half), exponent)) for half in halves]
+        return base
+    if key is None:
+        exponent, halves = _scaled(deltas)
+        values = [_plus_half(word, half, exponent) for word, half in zip(base, halves, strict=True)]
     else:
-        values = [_plus_half(word, half, exponent) for word, half in zip(under, halves, strict=True)]
+        exponent, values = _step_exponent(deltas), []
+        for place, (delta, under) in enumerate(zip(deltas, base, strict=True)):
+            between = ldexp(_threshold(key, place) >> 8, -24)
+            steps = int(_rounded(_rounded(ldexp(abs(delta), -exponent)) + between))
+            step = _rounded(ldexp(-steps if delta < 0 else steps, exponent))
+            values.append(_rounded(_float(under) + step))
     return [_word(value) for value in values] if all(map(isfinite, values)) else live
-
-
-def _hash(word: int, place: int, key: int) -> int:
-    mixed = ((word ^ key) + place * 0x9E3779B1) % 2**32
-    mixed = (mixed ^ mixed >> 16) * 0x85EBCA6B % 2**32
-    mixed = (mixed ^ mixed >> 13) * 0xC2B2AE35 % 2**32
-    return mixed ^ mixed >> 16
-
-
-def _short(key: int, live: list[int], dropped: int, least: int) -> list[int]:
-    result = []
-    for place, word in enumerate(live):
-        plain = word & 0x7FFFFFFF
-        kept = plain + (_hash(word, place, key) >> 32 - dropped) >> dropped
-        result.append((max(kept, least) if plain else 0) << dropped | word & 0x80000000)
-    return result
 
 
 def _step_exponent(deltas: list[float]) -> int:
@@ -127,28 +126,16 @@ def _step_exponent(deltas: list[float]) -> int:
     return max(top - 12 + spread - 4, top - 14, -126)
 
 
-def _compact(name: str, base: list[int], live: list[int], scalars: bytes) -> list[int]:
-    """Return the committed words of such a tensor under compact-writeback."""
-    last = name.rsplit("/", 1)[-1]
-    first = last in ("exp_avg", "momentum_buffer")
-    key = int.from_bytes(sha256(sha256(scalars).digest() + name.encode()).digest()[:4], "little")
-    if name.startswith("optimizer/") and (first or last in SECOND_MOMENTS):
-        result = _short(key, live, 20, 0) if first else _short(key, live, 17, 1)
-        return result if all(isfinite(_float(word)) for word in live + result) else live
-    if not name.startswith("parameter/"):
+def _quantised(case: Case, base: list[int] | None, live: list[int]) -> list[int]:
+    """Return the committed words of a float32 tensor."""
+    role, compact = _role(case["name"], case["shape"]), case["fidelity"] == "compact-writeback"
+    key = _key(case["name"], bytes.fromhex(case["scalars"]))
+    if case["fidelity"] == "lossless" or role == "exact":
         return live
-    deltas = [_rounded(_float(one) - _float(other)) for one, other in zip(live, base, strict=True)]
-    if not all(map(isfinite, deltas)):
-        return live
-    if not any(deltas):
-        return base
-    exponent = _step_exponent(deltas)
-    values = []
-    for place, (delta, word, under) in enumerate(zip(deltas, live, base, strict=True)):
-        steps = int(_rounded(_rounded(ldexp(abs(delta), -exponent)) + ldexp(_hash(word, place, key) >> 8, -24)))
-        step = _rounded(ldexp(-steps if delta < 0 else steps, exponent))
-        values.append(_rounded(_float(under) + step))
-    return [_word(value) for value in values] if all(map(isfinite, values)) else live
+    if role == "weight":
+        return live if base is None else _weight(base, live, key if compact else None)
+    dropped = 16 if not compact else 20 if role == "first" else 18
+    return _moment(live, key, dropped, kept=role == "second")
 
 
 def parse(data: bytes) -> Any:
@@ -186,7 +173,7 @@ def _tensor(tensor: Any, *, based: bool) -> None:
     _formed(isinstance(tensor, list) and len(tensor) == 3, "a tensor's row")
     entry, encoding, exponent = tensor
     state_digest.entry(entry)
-    records.integer(0, 8)(encoding)
+    records.integer(0, 6)(encoding)
     records.integer(-126 if encoding in HIGHEST else 0, HIGHEST.get(encoding, 0))(exponent)
     _formed(based or encoding in NO_BASE, "an encoding that needs a base")
     _formed(encoding < SCALED_DELTA or entry[2] == "float32", "an encoding for float32")
@@ -197,7 +184,7 @@ def _tensor(tensor: Any, *, based: bool) -> None:
 def _group(group: Any) -> None:
     _formed(isinstance(group, list) and len(group) == 4, "a group")
     encoding, size, count, frames = group
-    records.integer(1, 8)(encoding)
+    records.integer(1, 6)(encoding)
     records.integer(1, 16)(size)
     records.integer(1, GROUP // size)(count)
     _formed(isinstance(frames, list) and len(frames) == size, "frames of a group")
@@ -213,7 +200,7 @@ def _count(tensor: Any) -> int:
 
 
 def _stream(tensor: Any) -> tuple[int, int]:
-    narrow = tensor[1] in HIGHEST or tensor[1] in (SHORT_VALUE, SHORT_DIFFERENCE)
+    narrow = tensor[1] >= SCALED_DELTA
     return tensor[1], 2 if narrow else WIDTHS[tensor[0][2]]
 
 
@@ -266,21 +253,17 @@ def _element(tensor: Any, item: int, partner: int) -> int:
     encoding, exponent, dtype = tensor[1], tensor[2], tensor[0][2]
     if encoding == EXACT:
         return item
-    if encoding in (SCALED_DELTA, SCALED_VALUE):
-        value = _rounded(ldexp(_half(item), exponent))
-        return _word(value if encoding == SCALED_VALUE else _rounded(_float(partner) + value))
-    if encoding == SHORT_VALUE:
-        return (item >> 1) << 20 & 0x7FFFFFFF | (item & 1) << 31
+    if encoding == SCALED_DELTA:
+        return _word(_plus_half(partner, item, exponent))
+    if encoding == BFLOAT16:
+        return (item >> 1 | item << 15 & 0x8000) << 16
     width = 8 * WIDTHS[dtype]
     step = item >> 1 ^ -(item & 1)
     if encoding == STEPPED_DELTA:
         return _word(_rounded(_float(partner) + _rounded(ldexp(step, exponent))))
     if encoding == SHORT_DIFFERENCE:
-        whole = ((_ordered(partner, 32, dtype) >> 17) + step << 17) & 0xFFFFFFFF
-        return (whole ^ 0x7FFFFFFF if whole >> 31 else whole) & 0xFFFE0000
-    if encoding == ROUNDED_DIFFERENCE:
-        whole = ((_ordered(partner, 32, dtype) >> 13) + step << 13) & 0xFFFFFFFF
-        return (whole ^ 0x7FFFFFFF if whole >> 31 else whole) & 0xFFFFE000
+        whole = ((_ordered(partner, 32, dtype) >> 18) + step << 18) & 0xFFFFFFFF
+        return (whole ^ 0x7FFFFFFF if whole >> 31 else whole) & 0xFFFC0000
     whole = _ordered(partner, width, dtype) + step & (1 << width) - 1
     return whole ^ ((1 << (width - 1)) - 1) if dtype in FLOATS and whole >> (width - 1) else whole
 
@@ -323,11 +306,8 @@ def _given(tensors: list[Any], scalars: bytes) -> dict[str, Any]:
 def check(case: Case) -> None:
     """Check one case."""
     if case["kind"] == "quantise":
-        base, live = ([int.from_bytes(item, "little") for item in _cut(case[which])] for which in ("base", "live"))
-        if case["fidelity"] == "compact-writeback":
-            committed = _compact(case["name"], base, live, bytes.fromhex(case["scalars"]))
-        else:
-            committed = _quantised(case["name"], base, live)
+        base = None if case["base"] is None else _words(case["base"])
+        committed = _quantised(case, base, _words(case["live"]))
         same("committed", b"".join(word.to_bytes(4, "little") for word in committed).hex(), case["committed"])
         return
     record = parse(bytes.fromhex(case["record"]))
@@ -339,6 +319,6 @@ def check(case: Case) -> None:
     same("tensors", tensors, stated)
 
 
-def _cut(data: str) -> list[bytes]:
+def _words(data: str) -> list[int]:
     whole = bytes.fromhex(data)
-    return [whole[at : at + 4] for at in range(0, len(whole), 4)]
+    return [int.from_bytes(whole[at : at + 4], "little") for at in range(0, len(whole), 4)]

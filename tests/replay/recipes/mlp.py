@@ -83,6 +83,18 @@ class Model(nn.Module):
         return self.third(hidden).float()
 
 
+def resumed(parameters, lr):
+    """AdamW with the moments of steps that it made before: along gradients drawn from the seed, of many sizes."""
+    optimizer = torch.optim.AdamW(parameters, lr)
+    for scale in (1e-2, 1.0, 1e-4):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.randn_like(parameter) * scale
+        optimizer.step()
+    optimizer.zero_grad()
+    return optimizer
+
+
 OPTIMIZERS = {
     "sgd": lambda p, lr: torch.optim.SGD(p, lr),
     "momentum": lambda p, lr: torch.optim.SGD(p, lr, momentum=0.9, weight_decay=1e-3, nesterov=True),
@@ -91,6 +103,8 @@ OPTIMIZERS = {
     "adamw_fused": lambda p, lr: torch.optim.AdamW(p, lr, fused=True),
     "rmsprop": lambda p, lr: torch.optim.RMSprop(p, lr, centered=True, momentum=0.5),
     "adagrad": lambda p, lr: torch.optim.Adagrad(p, lr, lr_decay=0.01),
+    "adagrad_accumulated": lambda p, lr: torch.optim.Adagrad(p, lr, initial_accumulator_value=0.1),
+    "adamw_resumed": resumed,
     "adadelta": lambda p, lr: torch.optim.Adadelta(p, 1.0),
     "adamax": lambda p, lr: torch.optim.Adamax(p, lr),
     "nadam": lambda p, lr: torch.optim.NAdam(p, lr),
