@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from polstore.codec.norms import Distances
 from polstore.codec.quantise import Scheme, settled
 from polstore.codec.snapshot import Snapshot
-from polstore.errors import TrainingError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,7 +57,7 @@ class Kept:
             self.parameters[part.name] = settled(part.tensor) if self._serves else part
 
     def norms(self) -> Norms:
-        """Return the distances between the parameters of both snapshots; raises `TrainingError` if some are gone."""
-        for name, before in self._previous.items():
-            raise TrainingError(f"parameter {name} is gone", expected=before.shape, got=None)
+        """Return the distances between the parameters of both snapshots; raises `MalformedError` if some are gone."""
+        for part in self._previous.values():
+            self._distances.add(part.tensor, None)
         return self._distances.norms()

@@ -99,6 +99,7 @@ class RunWriter:
         Raises:
             ExistsError: the store has a run of that name.
             TrainingError: something in the manifest is beyond what a record can hold.
+            UsageError: the manifest names another initial state.
         """
         writer = cls(store, manifest, row)
         leaf = _encoded(manifest)
@@ -107,6 +108,8 @@ class RunWriter:
             if manifest.run in transaction.runs():
                 raise ExistsError(f"run {manifest.run} exists already; go on with --resume or choose another name")
             transaction.put_run(manifest.run, row.encode())
+            if stored.state_digest != manifest.initial.state:
+                raise UsageError("snapshot 0 of a run", expected=manifest.initial.state, got=stored.state_digest)
             for blob in blobs:
                 transaction.put_blob(blob)
             transaction.put_snapshot(manifest.run, 0, stored.state_digest)

@@ -218,7 +218,11 @@ def test_encode_notices_frames_that_do_not_lead_back(monkeypatch: pytest.MonkeyP
 
 def encoded(parts, base: Snapshot, keep=lambda part: True):
     """Encode parts; return the record, the frames, and the committed tensors that are to be kept."""
-    return frames.encode_parts(parts, SCALARS, base.digest(), keep)
+    blobs: dict[bytes, bytes] = {}
+    kept: list[Tensor] = []
+    done = lambda part: kept.append(part.tensor) if keep(part) else None  # noqa: E731
+    record = frames.encode_parts(parts, SCALARS, base.digest(), blobs.__setitem__, done)
+    return record, blobs, Snapshot(tuple(kept), SCALARS)
 
 
 def test_only_the_tensors_to_keep_are_held_afterwards() -> None:

@@ -12,7 +12,7 @@ import pytest
 from polstore.codec.frames import Encoding
 from polstore.codec.quantise import quantise, quantise_tensors
 from polstore.codec.snapshot import Snapshot, Tensor
-from polstore.errors import MissingError, TrainingError
+from polstore.errors import MissingError, TrainingError, UsageError
 from polstore.reader import Run
 from polstore.run_row import RunRow
 from polstore.run_writer import RunWriter
@@ -60,6 +60,13 @@ def test_a_manifest_that_no_reader_takes(store: Store) -> None:
         leaves(store)
 
 
+def test_an_initial_snapshot_that_is_not_the_manifests(store: Store) -> None:
+    with pytest.raises(UsageError, match="snapshot 0"):
+        RunWriter.create(store, tiny_run.MANIFEST, ROW, snapshot(0), BLOBS)
+    with pytest.raises(MissingError):
+        leaves(store)
+
+
 @pytest.mark.parametrize("index", [-1, 2**48 + 1])
 def test_step_records_that_no_reader_takes(store: Store, index: int) -> None:
     writer = RunWriter.create(store, tiny_run.MANIFEST, ROW, tiny_run.LIVE[0][1], BLOBS)
@@ -79,7 +86,8 @@ def snapshot(step: int) -> Snapshot:
 def record(store: Store, first: int, last: int) -> None:
     """Write a run of one-step segments, or go on with it."""
     if first == 0:
-        writer = RunWriter.create(store, tiny_run.MANIFEST, ROW, snapshot(0), BLOBS)
+        initial = replace(tiny_run.MANIFEST.initial, state=snapshot(0).digest())
+        writer = RunWriter.create(store, replace(tiny_run.MANIFEST, initial=initial), ROW, snapshot(0), BLOBS)
     else:
         writer, _, step = RunWriter.resume(store, "tiny")
         assert step == first
@@ -128,8 +136,8 @@ def test_of_a_base_is_kept_what_others_are_quantised_against(
         assert plan.base is not None
         assert plan.base.names == kept
         steps = Steps(step - 1, (Step((Microbatch(step, ((0,),)),), (), None),))
-        parts = quantise_tensors(state(step), plan.base, fidelity)
-        writer.write(plan, parts, state(step).scalars, steps, tiny_run.ENVIRONMENT, ROW)
+        parts = tuple(quantise_tensors(state(step), plan.base, fidelity))
+        writer.write(plan, lambda parts=parts: parts, state(step).scalars, steps, tiny_run.ENVIRONMENT, ROW)
     run = Run(store, "tiny")
     before = state(0)
     for step in range(1, 4):  # as if the whole base had been at hand
