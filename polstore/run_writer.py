@@ -143,8 +143,8 @@ class RunWriter:
     def plan(self, end_step: int, names: tuple[str, ...]) -> Plan:
         """Decide what the next snapshot, with tensors of these names, is stored against.
 
-        What has no partner in the base is stored exactly. So when the optimizer makes its state, in its first step as a
-        rule, a keyframe is due: against the initial snapshot, all moments of the snapshots to come would be exact.
+        What needs a partner in the base and has none is stored as it is. So when the optimizer makes its state, in its
+        first step as a rule, a keyframe is due: it may have tensors that the snapshots to come need there.
         """
         if self._base is None:
             raise UsageError("this run was neither created nor resumed")

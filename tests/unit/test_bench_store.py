@@ -12,7 +12,7 @@ from tools.bench.store import repositories, rows
 from tools.bench.store.clock import Cost, measured
 from tools.bench.store.files import room
 from tools.bench.store.growth import Times
-from tools.bench.store.memory import Extra, high_water
+from tools.bench.store.memory import STATUS, Extra, in_status, own_peak
 from tools.bench.store.repositories import Kept, kept
 from tools.bench.store.rivals import DCP, FLAT, TORCH, ZIPNN, FlatCopy
 from tools.bench.store.training import Rounds
@@ -78,8 +78,10 @@ def test_whole_training_may_be_five_percent_slower(recorded: float, met: bool) -
 
 @pytest.mark.parametrize(("copies", "met"), [(1.4, True), (1.6, False), (-0.2, True)])
 def test_memory_is_counted_in_copies_of_the_state(copies: float, met: bool) -> None:
-    aimed, rival = rows.memory_rows("gpt", Extra(1000, {"recorded": int(1000 * copies), TORCH: 2000}))
+    own = {"recorded": int(1000 * copies), TORCH: 2000}
+    aimed, rival, whole, _ = rows.memory_rows("gpt", Extra(1000, {"recorded": 1700, TORCH: 2000}, own))
     assert (aimed.met, rival.rival, rival.met) == (met, 2.0, None)
+    assert (whole.ours, whole.met) == (1.7, None)
 
 
 def test_growth_and_scale_compare_with_the_smallest() -> None:
@@ -123,7 +125,12 @@ def test_a_missing_rival_is_named(tmp_path, monkeypatch: pytest.MonkeyPatch, cap
 
 
 def test_peak_memory() -> None:
-    assert high_water("Name:\tpython\nVmPeak:\t 9 kB\nVmHWM:\t  20 kB\n") == 20480
+    assert in_status("Name:\tpython\nVmPeak:\t 9 kB\nVmHWM:\t  20 kB\n", "VmHWM") == 20480
+    before = in_status(STATUS.read_text(), "RssAnon")
+    with own_peak() as seen:
+        touched = torch.ones(16 << 20, dtype=torch.float64)
+        time.sleep(0.2)
+    assert seen[-1] - before > 0.9 * touched.nbytes
 
 
 def test_a_flat_copy_holds_every_tensor() -> None:

@@ -93,7 +93,8 @@ class Capture:
         Args:
             tensors: by name, as `LiveState.walk` returns them.
             scalars: likewise.
-            base: the committed snapshot that the values are quantised against; None makes a keyframe, which is exact.
+            base: the committed snapshot that the values are quantised against; None makes a keyframe,
+                whose weights are exact.
 
         Raises:
             TrainingError: a state that cannot be committed, or a thread that flushes subnormal numbers to zero.

@@ -112,7 +112,8 @@ def notes(workloads: list[Workload]) -> list[str]:
         "What the recorder has not finished when the next snapshot is due counts as blocked, too.",
         "CPU time: of the whole process, until nothing runs in the background any more.",
         "Restoring: until all tensors are in memory; ours are checked against the state digest, torch.load's are not.",
-        "Memory: peak of resident memory of a process, less that of one that trains without recording; gpt only.",
+        "Memory: the peak of a process, less that of one that trains without recording; gpt only.",
+        "Of mapped files, the kernel maps pages ahead of any use and takes them back when it needs the room.",
         "Growth and scale compare us with ourselves.",
     ]
 

@@ -136,13 +136,18 @@ def training_rows(name: str, rounds: Rounds) -> list[Result]:
 
 def memory_rows(name: str, extra: Extra) -> list[Result]:
     """Return memory beyond the plain loop's, in copies of the state."""
-    what, unit = f"{name}: extra memory while recording", "copies of the state"
-    copies = {mode: max(taken / extra.state, LEAST_COPIES) for mode, taken in extra.modes.items()}
-    ours = copies.pop("recorded")
-    rows = [
-        compared(what, ours, MEMORY_AIM, f"limit: {MEMORY_AIM} copies", unit, aim=1.0, aim_text=f"at most {MEMORY_AIM}")
-    ]
-    return rows + [compared(what, ours, theirs, rival, unit) for rival, theirs in copies.items()]
+    rows: list[Result] = []
+    for what, modes, aim in (
+        ("extra memory", extra.own, 1.0),
+        ("extra memory with mapped files", extra.resident, None),
+    ):
+        copies = {mode: max(taken / extra.state, LEAST_COPIES) for mode, taken in modes.items()}
+        ours = copies.pop("recorded")
+        title, unit = f"{name}: {what} while recording", "copies of the state"
+        text = f"at most {MEMORY_AIM}" if aim else ""
+        rows.append(compared(title, ours, MEMORY_AIM, f"limit: {MEMORY_AIM} copies", unit, aim=aim, aim_text=text))
+        rows += [compared(title, ours, theirs, rival, unit) for rival, theirs in copies.items()]
+    return rows
 
 
 def growth_rows(times: Sequence[Times]) -> list[Result]:
