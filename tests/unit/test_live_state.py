@@ -78,6 +78,26 @@ def test_restoring_keeps_the_layout_in_memory_and_the_order_of_the_optimizers_st
         assert mine["exp_avg"].stride() == theirs["exp_avg"].stride()
 
 
+@pytest.mark.parametrize(
+    "change", [lambda kept: -kept, lambda kept: kept[:2], lambda kept: kept.double(), lambda _: 0.0]
+)
+def test_a_state_that_is_not_taken_over_to_the_bit_is_refused(change):
+    class Forgetful:
+        def __init__(self):
+            self.kept = torch.zeros(3)
+
+        def state_dict(self):
+            return {"kept": self.kept}
+
+        def load_state_dict(self, state):
+            self.kept = change(state["kept"])  # for one, zeros become -0.0: equal, and other bits
+
+    model = torch.nn.Linear(2, 2)
+    live = LiveState(model, torch.optim.SGD(model.parameters(), lr=0.1), {"memory": Forgetful()})
+    with pytest.raises(TrainingError, match="did not survive"):
+        live.restore(live.capture(0))
+
+
 def test_restoring_drops_gradients():
     one = training()
     train(*one)

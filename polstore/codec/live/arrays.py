@@ -8,14 +8,15 @@ import numpy as np
 import torch
 from torch.nn.parameter import is_lazy
 
-from polstore.codec.snapshot import CARRIER, Tensor
+from polstore.codec.halves import BLOCK
+from polstore.codec.snapshot import CARRIER, Tensor, bits
 from polstore.errors import TrainingError
 from polstore.wire.state import ITEM_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["dtype_name", "raw_bytes", "to_host", "to_torch"]
+__all__ = ["dtype_name", "raw_bytes", "same_bits", "to_host", "to_torch"]
 
 TORCH_DTYPE = {name: getattr(torch, name) for name in ITEM_SIZE if hasattr(torch, name)}
 NAMES = {dtype: name for name, dtype in TORCH_DTYPE.items()}
@@ -47,6 +48,20 @@ def to_host(path: str, tensor: torch.Tensor) -> Tensor:
     """Copy a torch tensor into a snapshot's tensor named ``path``."""
     name = dtype_name(path, tensor)
     return Tensor(path, name, tuple(tensor.shape), raw_bytes(tensor).view(np.dtype(CARRIER[name])))
+
+
+def same_bits(live: torch.Tensor, tensor: Tensor) -> bool:
+    """Say whether a torch tensor has the dtype, the shape and the elements of a snapshot's tensor, bit for bit."""
+    if (NAMES.get(live.dtype), tuple(live.shape)) != (tensor.dtype, tensor.shape):
+        return False
+    if not tensor.data.size:
+        return True
+    flat = live.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
+    ours, theirs = bits(flat.view(tensor.data.dtype)), bits(tensor.data)
+    return all(
+        np.array_equal(ours[start : start + BLOCK], theirs[start : start + BLOCK])
+        for start in range(0, ours.size, BLOCK)
+    )
 
 
 def to_torch(tensor: Tensor) -> torch.Tensor:
