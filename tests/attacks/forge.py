@@ -36,7 +36,6 @@ from polstore.wire.segment import SegmentRecord
 from polstore.wire.steps import Microbatch, Step, Steps
 
 RECIPE = RecipeFile.read(Path(__file__).parent / "recipe.py")
-SIZED = RecipeFile.read(Path(__file__).parent / "sized_recipe.py")
 KEY = SigningKey("example.com/mallory", bytes(range(32)))
 OTHER_KEY = SigningKey("example.com/mallory", bytes(range(1, 33)))
 SEED = run_seed(5)

@@ -10,12 +10,18 @@ import polstore
 SAMPLES = 64
 
 
-def build(device, lr=0.1, momentum=0.9, optimizer="sgd", batch_size=8):
+def build(device, lr=0.1, momentum=0.9, optimizer="sgd", batch_size=8, hidden=12, classes=4):
     generator = torch.Generator().manual_seed(7)  # the data must not depend on the run's seed
     inputs = torch.randn(SAMPLES, 6, generator=generator)
     labels = torch.randint(0, 4, (SAMPLES,), generator=generator)
     model = nn.Sequential(
-        nn.Linear(6, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.2), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4)
+        nn.Linear(6, hidden),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(),
+        nn.Dropout(0.2),
+        nn.Linear(hidden, 8),
+        nn.ReLU(),
+        nn.Linear(8, classes),
     ).to(device)
     if optimizer == "adam":
         trained_by = torch.optim.Adam(model.parameters(), lr=lr)

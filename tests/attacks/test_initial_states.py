@@ -32,7 +32,7 @@ class Thief:
 
     def __init__(self):
         seed_initial(77)
-        training = forge.SIZED.load().build("cpu", CONFIG)
+        training = forge.RECIPE.load().build("cpu", CONFIG)
         self.model, self.batch = training.model, training.loader.dataset.tensors
         self.model.eval()  # without dropout the loss goes to nothing
         for _ in range(TRAINED):
@@ -101,7 +101,7 @@ class Thief:
     def rank_matched(self):
         """A fresh initial state, each tensor's elements put into the rank order of the victim's."""
         seed_initial(78)
-        fresh = dict(forge.SIZED.load().build("cpu", CONFIG).model.named_parameters())
+        fresh = dict(forge.RECIPE.load().build("cpu", CONFIG).model.named_parameters())
         matched = {}
         for name, value in self.trained.items():
             elements = torch.empty(value.numel())
@@ -124,7 +124,7 @@ def begun_from(weights, kind):
                 for name, parameter in self.training.model.named_parameters():
                     parameter.copy_(weights[name])
 
-    return Starts(config=CONFIG, initial_kind=kind, recipe_file=forge.SIZED).run()
+    return Starts(config=CONFIG, initial_kind=kind).run()
 
 
 def report(weights):
@@ -144,8 +144,8 @@ def test_initial_state_made_from_trained_weights_fails_the_distribution_test(thi
     weights = made(thief, edit)
     assert thief.accuracy(weights) > 0.6  # chance is 0.25: worth stealing
     proof = begun_from(weights, "distribution")
-    assert rejects(proof, recipe=forge.SIZED) == INITIAL
-    assert "is not drawn from any known initialisation" in judge(proof, recipe=forge.SIZED).reason
+    assert rejects(proof) == INITIAL
+    assert "is not drawn from any known initialisation" in judge(proof).reason
 
 
 def test_the_walk_back_is_one(thief):
@@ -158,7 +158,7 @@ def test_the_walk_back_is_one(thief):
 
 @pytest.mark.parametrize("edit", [*EDITS, "rank_matched"])
 def test_initial_state_made_from_trained_weights_is_not_what_the_seed_gives(thief, rejects, edit):
-    assert rejects(begun_from(made(thief, edit), "seed"), recipe=forge.SIZED) == INITIAL
+    assert rejects(begun_from(made(thief, edit), "seed")) == INITIAL
 
 
 def test_rank_matched_initial_state_passes_the_distribution_test_and_is_labelled_weak(thief, judge):
@@ -170,7 +170,7 @@ def test_rank_matched_initial_state_passes_the_distribution_test_and_is_labelled
         if value.dim() > 1:
             order = (np.argsort(tensor.flatten().numpy()) for tensor in (value, thief.trained[name]))
             assert np.array_equal(*order)
-    verdict = judge(begun_from(weights, "distribution"), recipe=forge.SIZED)
+    verdict = judge(begun_from(weights, "distribution"))
     assert verdict.decision is Decision.ACCEPT
     check = verdict.checks[INITIAL]
     assert check.outcome is Outcome.PASSED
@@ -180,13 +180,11 @@ def test_rank_matched_initial_state_passes_the_distribution_test_and_is_labelled
 
 def test_an_honest_initial_state_drawn_by_other_means_is_accepted_and_labelled(judge):
     seed_initial(79)
-    weights = dict(forge.SIZED.load().build("cpu", CONFIG).model.named_parameters())
-    verdict = judge(begun_from(weights, "distribution"), recipe=forge.SIZED)
+    weights = dict(forge.RECIPE.load().build("cpu", CONFIG).model.named_parameters())
+    verdict = judge(begun_from(weights, "distribution"))
     assert verdict.decision is Decision.ACCEPT
     assert any(WEAK in warning for warning in verdict.warnings)
-    strong = judge(
-        Trainer(config=CONFIG, initial_kind="distribution", recipe_file=forge.SIZED).run(), recipe=forge.SIZED
-    )  # declared weaker than it is
+    strong = judge(Trainer(config=CONFIG, initial_kind="distribution").run())  # declared weaker than it is
     assert strong.decision is Decision.ACCEPT
     assert not any(WEAK in warning for warning in strong.warnings)
 
@@ -196,9 +194,9 @@ DATA, REPLAY = 9, 10  # numbers of checks
 
 @pytest.mark.parametrize("audit", [False, True])
 def test_bundles_that_open_nothing_show_the_initial_state(judge, audit):
-    honest = {"config": CONFIG, "recipe_file": forge.SIZED, "audit": audit}
+    honest = {"config": CONFIG, "audit": audit}
     shown = Trainer(initial_kind="distribution", **honest).run(opened=())
-    verdict = judge(shown, recipe=forge.SIZED, audit=audit)
+    verdict = judge(shown, audit=audit)
     assert verdict.decision is Decision.INCONCLUSIVE
     assert verdict.checks[INITIAL].outcome is Outcome.PASSED
     assert verdict.checks[DATA].detail.startswith("0 samples of 64, no order to look at, ")
@@ -206,12 +204,12 @@ def test_bundles_that_open_nothing_show_the_initial_state(judge, audit):
 
 
 def test_records_with_a_snapshot_too_few_or_too_many(rejects):
-    options = {"config": CONFIG, "recipe_file": forge.SIZED}
+    options = {"config": CONFIG}
     bare = Trainer(**options).run(opened=())
     state = bare.manifest().initial.state
-    assert rejects(bare.declaring(initial=Initial("distribution", state)), recipe=forge.SIZED) == INITIAL
+    assert rejects(bare.declaring(initial=Initial("distribution", state))) == INITIAL
     full = Trainer(initial_kind="distribution", **options).run(opened=())
-    assert rejects(full.declaring(initial=Initial("seed", state)), recipe=forge.SIZED) == DATA
+    assert rejects(full.declaring(initial=Initial("seed", state))) == DATA
 
 
 class Edited(Trainer):
@@ -246,5 +244,5 @@ def spoiled(training):
 @pytest.mark.parametrize("change", [momentum, statistics, schedule, spoiled])
 @pytest.mark.parametrize("kind", ["seed", "distribution"])
 def test_an_initial_state_that_is_not_fresh(rejects, kind, change):
-    forged = Edited(config=CONFIG, initial_kind=kind, base=None, recipe_file=forge.SIZED).changed(change).run()
-    assert rejects(forged, recipe=forge.SIZED) == INITIAL
+    forged = Edited(config=CONFIG, initial_kind=kind, base=None).changed(change).run()
+    assert rejects(forged) == INITIAL

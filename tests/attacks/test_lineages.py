@@ -37,7 +37,7 @@ HEAD = ("parameter/6.bias", "parameter/6.weight")
 
 def record(path, run, *, steps=forge.STEPS, parent=None, seed=5, **config):
     recorder, training, recipe = record_recipe(
-        forge.SIZED, every=forge.EVERY, store=path, run=run, seed=seed, config=config, parent=parent
+        forge.RECIPE, every=forge.EVERY, store=path, run=run, seed=seed, config=config, parent=parent
     )
     with recorder:
         recorder.train(training, recipe.step, steps, lambda _step, _loss: None)
@@ -77,7 +77,7 @@ def family(tmp_path_factory):
 
 
 def test_an_inherited_initial_state_is_accepted(family, judge):
-    verdict = judge(family.second, recipe=forge.SIZED, lineage=family.link.encode())
+    verdict = judge(family.second, lineage=family.link.encode())
     assert verdict.decision is Decision.ACCEPT, verdict.reason
     check = verdict.checks[INITIAL]
     assert check.outcome is Outcome.PASSED
@@ -90,7 +90,7 @@ def test_an_inherited_initial_state_is_accepted(family, judge):
 
 
 def test_without_the_lineage_nothing_is_accepted(family, judge):
-    verdict = judge(family.second, recipe=forge.SIZED)
+    verdict = judge(family.second)
     assert verdict.decision is Decision.INCONCLUSIVE
     assert verdict.reason.startswith("check 5")
 
@@ -109,11 +109,11 @@ def test_the_child_really_has_the_parents_weights(family):
 
 def test_a_resumed_child_keeps_its_parent_and_takes_no_other(family, tmp_path):
     options = {"every": forge.EVERY, "store": family.path, "seed": 7, "config": {"classes": 5}, "resume": True}
-    recorder, *_ = record_recipe(forge.SIZED, run="third", parent=f"{family.path}:second", **options)
+    recorder, *_ = record_recipe(forge.RECIPE, run="third", parent=f"{family.path}:second", **options)
     with recorder:
         pass
     with pytest.raises(UsageError, match="another parent"):
-        record_recipe(forge.SIZED, run="third", parent=f"{family.path}:first", **options)
+        record_recipe(forge.RECIPE, run="third", parent=f"{family.path}:first", **options)
 
 
 def test_parent_shown_in_a_ledger(family, judge):
@@ -123,16 +123,12 @@ def test_parent_shown_in_a_ledger(family, judge):
         leaf = LedgerLeaf.of(archive.run("first").signed_checkpoint(6), manifest).leaf_hash()
     head = sign_root(Checkpoint(KEY.name, 1, tree_root([leaf])), KEY, forge.NOW)
     proof = TlogProof(0, (), head).encode()
-    verdict = judge(
-        family.second, recipe=forge.SIZED, lineage=family.link.encode(), parent_proof=proof, parent_root=root
-    )
+    verdict = judge(family.second, lineage=family.link.encode(), parent_proof=proof, parent_root=root)
     assert verdict.decision is Decision.ACCEPT, verdict.reason
     assert f"in the ledger {KEY.name}" in verdict.checks[INITIAL].detail
     assert not any("ledger" in warning for warning in verdict.warnings)
     other = sign_root(Checkpoint(KEY.name, 1, tree_root([bytes(32)])), KEY, forge.NOW)
-    refused = judge(
-        family.second, recipe=forge.SIZED, lineage=family.link.encode(), parent_proof=TlogProof(0, (), other).encode()
-    )
+    refused = judge(family.second, lineage=family.link.encode(), parent_proof=TlogProof(0, (), other).encode())
     assert refused.decision is Decision.REJECT
 
 
@@ -176,27 +172,21 @@ EDITS = {
 
 @pytest.mark.parametrize("edit", EDITS)
 def test_evidence_with_one_thing_false(family, rejects, edit):
-    assert rejects(family.second, recipe=forge.SIZED, lineage=EDITS[edit](family).encode()) == INITIAL
+    assert rejects(family.second, lineage=EDITS[edit](family).encode()) == INITIAL
 
 
 def test_damaged_evidence(family, rejects):
     data = family.link.encode()
     for wrong in (b"", data[:-1], data + b"\0", data.replace(b"lineage/v1", b"lineage/v2")):
-        assert rejects(family.second, recipe=forge.SIZED, lineage=wrong) == INITIAL
+        assert rejects(family.second, lineage=wrong) == INITIAL
 
 
 def test_a_parent_that_somebody_else_signed(family, rejects):
-    assert (
-        rejects(family.second, recipe=forge.SIZED, lineage=family.link.encode(), parent_keys=OTHER_KEY.verifier_keys())
-        == INITIAL
-    )
+    assert rejects(family.second, lineage=family.link.encode(), parent_keys=OTHER_KEY.verifier_keys()) == INITIAL
 
 
 def test_a_parents_root_other_than_the_verifiers_own(family, rejects):
-    assert (
-        rejects(family.second, recipe=forge.SIZED, lineage=family.link.encode(), parent_root=family.above.parent_root)
-        == INITIAL
-    )
+    assert rejects(family.second, lineage=family.link.encode(), parent_root=family.above.parent_root) == INITIAL
 
 
 class Heir(forge.Trainer):
@@ -232,25 +222,21 @@ class Heir(forge.Trainer):
 
 
 def test_a_forger_who_changes_nothing_is_an_honest_heir(family, judge):
-    proof, claimed = Heir(config={"classes": 5}, recipe_file=forge.SIZED).of(family, lambda model: None).claim()
-    assert judge(proof, recipe=forge.SIZED, lineage=claimed).decision is Decision.ACCEPT
+    proof, claimed = Heir(config={"classes": 5}).of(family, lambda model: None).claim()
+    assert judge(proof, lineage=claimed).decision is Decision.ACCEPT
 
 
 def test_one_inherited_weight_changed_by_one_unit(family, rejects):
     def change(model):
         model[0].weight[0, 0] = torch.nextafter(model[0].weight[0, 0], torch.tensor(9.0))
 
-    proof, claimed = Heir(config={"classes": 5}, recipe_file=forge.SIZED).of(family, change).claim()
-    assert rejects(proof, recipe=forge.SIZED, lineage=claimed) == INITIAL
+    proof, claimed = Heir(config={"classes": 5}).of(family, change).claim()
+    assert rejects(proof, lineage=claimed) == INITIAL
 
 
 def test_an_inherited_buffer_changed(family, rejects):
-    proof, claimed = (
-        Heir(config={"classes": 5}, recipe_file=forge.SIZED)
-        .of(family, lambda model: model[1].running_mean.add_(1))
-        .claim()
-    )
-    assert rejects(proof, recipe=forge.SIZED, lineage=claimed) == INITIAL
+    proof, claimed = Heir(config={"classes": 5}).of(family, lambda model: model[1].running_mean.add_(1)).claim()
+    assert rejects(proof, lineage=claimed) == INITIAL
 
 
 def test_a_new_head_that_is_not_the_seeds_is_tested_and_labelled(family, judge, rejects):
@@ -258,16 +244,16 @@ def test_a_new_head_that_is_not_the_seeds_is_tested_and_labelled(family, judge, 
         seed_initial(99)
         model[6].reset_parameters()
 
-    proof, claimed = Heir(config={"classes": 5}, recipe_file=forge.SIZED).of(family, drawn).claim()
-    verdict = judge(proof, recipe=forge.SIZED, lineage=claimed)
+    proof, claimed = Heir(config={"classes": 5}).of(family, drawn).claim()
+    verdict = judge(proof, lineage=claimed)
     assert verdict.decision is Decision.ACCEPT, verdict.reason
     assert any(WEAK in warning for warning in verdict.warnings)
 
     def bent(model):
         model[6].weight.abs_()
 
-    proof, claimed = Heir(config={"classes": 5}, recipe_file=forge.SIZED).of(family, bent).claim()
-    assert rejects(proof, recipe=forge.SIZED, lineage=claimed) == INITIAL
+    proof, claimed = Heir(config={"classes": 5}).of(family, bent).claim()
+    assert rejects(proof, lineage=claimed) == INITIAL
 
 
 # Chains.

@@ -340,10 +340,10 @@ def test_segments_that_a_verifier_picks_are_no_draws(judge):
 
 def test_kinds_of_initial_states(judge, rejects):
     """One declared as drawn from a distribution is accepted, and is worth less: whether it will do, the policy says."""
-    drawn = Trainer(config={"hidden": 96}, initial_kind="distribution", recipe_file=forge.SIZED).run(opened=(1,))
+    drawn = Trainer(config={"hidden": 96}, initial_kind="distribution").run(opened=(1,))
     only_seed, both = rules('[run]\ninitial = ["seed"]\n'), rules('[run]\ninitial = ["seed", "distribution"]\n')
-    assert rejects(drawn, recipe=forge.SIZED, policy=only_seed) == MANIFEST
-    assert judge(drawn, recipe=forge.SIZED, policy=both).decision is Decision.ACCEPT
+    assert rejects(drawn, policy=only_seed) == MANIFEST
+    assert judge(drawn, policy=both).decision is Decision.ACCEPT
 
 
 def test_without_a_challenge_nothing_was_drawn(judge, proof):
