@@ -56,8 +56,9 @@ class Chain:
             MalformedError: a record or frame that does not lead to it, a circle, or too many bases.
         """
         snapshot = self._alive.get(digest)
-        if snapshot is not None and not self._has(snapshot, self._unchecked.get(snapshot)):
-            snapshot = None
+        stored_whole = None if snapshot is None else self._unchecked.get(snapshot)
+        if snapshot is not None and stored_whole is not None and len(snapshot.tensors) < len(stored_whole.tensors):
+            snapshot = None  # decoded as a base, and only what was needed of it
         links: list[tuple[StoredSnapshot, frozenset[str] | None]] = []  # and the names that are wanted of each
         if snapshot is None:
             names: frozenset[str] | None = None
@@ -88,10 +89,6 @@ class Chain:
             stored_base = self._unchecked.get(base)
             self._hold(base.digest() if stored_base is None else stored_base.state_digest, base)
         return snapshot
-
-    def _has(self, snapshot: Snapshot, stored: StoredSnapshot | None) -> bool:
-        """Say whether a snapshot, if it was decoded as a base of this record, has all tensors and not just some."""
-        return stored is None or len(snapshot.tensors) == len(stored.tensors)
 
     def _next(
         self, stored: StoredSnapshot, names: frozenset[str] | None, base: Snapshot | None, *, check: bool

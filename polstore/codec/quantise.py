@@ -47,6 +47,7 @@ __all__ = [
     "base_is_previous",
     "dropped_bits",
     "exponent_of",
+    "moment_scheme",
     "quantise",
     "quantise_tensor",
     "quantise_tensors",
@@ -255,6 +256,11 @@ def dropped_bits(fidelity: str, role: Role) -> int:
     return SHORT_VALUE_BITS if role is Role.FIRST_MOMENT else SHORT_DIFFERENCE_BITS
 
 
+def moment_scheme(dropped: int) -> Scheme:
+    """Return how moments come about of which so many low bits are dropped."""
+    return Scheme.SHORT_DIFFERENCE if dropped == SHORT_DIFFERENCE_BITS else Scheme.BFLOAT16
+
+
 def quantise(snapshot: Snapshot, base: Snapshot | None, fidelity: str) -> Snapshot:
     """Return the committed snapshot: what a reader gets back after everything was stored.
 
@@ -344,9 +350,9 @@ def _moment(tensor: Tensor, partner: Tensor | None, role: Role, dropped: int, ke
     if not math.isfinite(_largest(tensor.data)):
         return _exact(tensor, partner)
     upper = round_upper(tensor.data, key, dropped, keep_nonzero=role is Role.SECOND_MOMENT)
-    differs = dropped == SHORT_DIFFERENCE_BITS
-    about = (tensor.name, tensor.dtype, tensor.shape, partner if differs else None)
-    part = Quantised(*about, Scheme.SHORT_DIFFERENCE if differs else Scheme.BFLOAT16, items=upper)
+    scheme = moment_scheme(dropped)
+    about = (tensor.name, tensor.dtype, tensor.shape, None if scheme is Scheme.BFLOAT16 else partner)
+    part = Quantised(*about, scheme, items=upper)
     return part if math.isfinite(_largest(part.tensor.data)) else _exact(tensor, partner)
 
 

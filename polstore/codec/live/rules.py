@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from polstore.codec.proportion import FINE_BITS, PLACE, exponent_of_steps, tensor_key
-from polstore.codec.quantise import FIDELITIES, Role, Scheme, dropped_bits, exponent_of
-from polstore.codec.values import SHORT_DIFFERENCE_BITS, UPPER_BITS
+from polstore.codec.quantise import FIDELITIES, Role, Scheme, dropped_bits, exponent_of, moment_scheme
+from polstore.codec.values import UPPER_BITS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -117,7 +117,7 @@ class _Moments:
     dtype = torch.int16
 
     def __init__(self, dropped: int) -> None:
-        self.scheme = Scheme.SHORT_DIFFERENCE if dropped == SHORT_DIFFERENCE_BITS else Scheme.BFLOAT16
+        self.scheme = moment_scheme(dropped)
         self._dropped = dropped
 
     def exponents(self, lane: Lane, peaks: Sequence[float]) -> list[int]:  # noqa: ARG002 - as the protocol has it
