@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from polstore.wire.checkpoint import Checkpoint
+
 __all__ = ["claims"]
 
 LINEAGE = b"\x9b" + canonical.encode(Lineage.TAG)  # how such a file begins: an array of 11, and its tag
@@ -94,16 +96,16 @@ def _challenge(data: bytes) -> dict[str, Any]:
     }
 
 
+def _head(kind: str, head: Checkpoint) -> dict[str, Any]:
+    return {"kind": kind, "verified": False, "origin": head.origin, "leaves": head.size, "root": head.root}
+
+
 def _lineage(data: bytes) -> dict[str, Any]:
     lineage = Lineage.parse(data)
     parent = parse_text(parse_note(lineage.parent_root).text)
     child = parse_text(parse_note(lineage.child_root).text)
     return {
-        "kind": "lineage",
-        "verified": False,
-        "origin": child.origin,
-        "leaves": child.size,
-        "root": child.root,
+        **_head("lineage", child),
         "parent": {"origin": parent.origin, "leaves": parent.size, "root": parent.root.hex()},
         "tensors": len(lineage.entries),
         "inherited": len(lineage.inherited),
@@ -114,11 +116,7 @@ def _inclusion_proof(data: bytes) -> dict[str, Any]:
     proof = TlogProof.parse(data)
     head = parse_text(parse_note(proof.signed_root).text)
     return {
-        "kind": "inclusion proof",
-        "verified": False,
-        "origin": head.origin,
-        "leaves": head.size,
-        "root": head.root,
+        **_head("inclusion proof", head),
         "leaf": proof.index,
         "hashes": len(proof.proof),
     }
