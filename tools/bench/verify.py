@@ -1,6 +1,6 @@
 """What verifying a segment costs, against the same steps in a plain loop and against the paper's own verifier.
 
-python -m tools.bench.verify [--json] [--save] [--quick]
+python -m tools.bench.verify [--device DEVICE] [--json] [--save] [--quick]
 
 All three work on the same segments of the same run and take turns, all segments in a row each time, since ours works on
 the neighbours of the segment that trains; the median round counts, because absolute times on a shared machine say
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import polstore
+from polstore.codec.live.environment import detect
 from polstore.codec.live.recipe import RecipeFile
 from polstore.recording import record_recipe
 from polstore.storage.store import open_store
@@ -48,26 +49,30 @@ def main() -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print a JSON list of objects")
-    parser.add_argument("--save", action="store_true", help="write tools/bench/results/verify.*")
+    parser.add_argument("--device", default="cpu", help="where to train and replay; each kind keeps figures of its own")
+    parser.add_argument("--save", action="store_true", help="write tools/bench/results/verify.*, or verify-DEVICE.*")
     parser.add_argument("--quick", action="store_true", help="one round of four short segments")
     arguments = parser.parse_args()
     rounds, every = (1, 10) if arguments.quick else (3, 20)
-    results = [result for workload in WORKLOADS for result in measure(workload, every, rounds)]
+    device: str = arguments.device
+    results = [result for workload in WORKLOADS for result in measure(workload, device, every, rounds)]
     title = "Verifying a segment: decoding, replaying, quantising, hashing, norms"
     show(results, title, as_json=arguments.json)
     if arguments.save:
-        save(results, "verify", title, [f"torch {torch.__version__}, {torch.get_num_threads()} threads"])
+        kind = torch.device(device).type
+        notes = [f"torch {torch.__version__}, {torch.get_num_threads()} threads, device {detect(device).device_name}"]
+        save(results, "verify" if kind == "cpu" else f"verify-{kind}", title, notes)
     return 0
 
 
-def measure(workload: Workload, every: int, rounds: int) -> list[Result]:
+def measure(workload: Workload, device: str, every: int, rounds: int) -> list[Result]:
     """Record one run of `SEGMENTS` segments and a first one, and return what checking them costs."""
     recipe = RecipeFile.read(EXAMPLES / workload.recipe)
     with tempfile.TemporaryDirectory() as folder:
         store, saved, bundle = (Path(folder) / name for name in ("store", "saved", "bundle"))
         saved.mkdir()
         recorder, training, loaded = record_recipe(
-            recipe, every=every, store=store, run="bench", config=workload.config, seed=SEED
+            recipe, every=every, store=store, run="bench", config=workload.config, seed=SEED, device=device
         )
         with recorder:
             for number in range(SEGMENTS + 1):  # the first segment makes the optimizer's state
@@ -79,8 +84,10 @@ def measure(workload: Workload, every: int, rounds: int) -> list[Result]:
             run = archive.run("bench")
             records = run.segments[1:]
             polstore.prove(run, [record.index for record in records]).write(bundle)
-        ours, paper = _Ours(recipe, bundle), _Paper(loaded, workload, saved, every)
-        works = (ours.check, paper.check, _Plain(loaded, workload, every).train)
+        ours = _Ours(recipe, bundle, device)
+        paper = _Paper(loaded, loaded.build(device, workload.config), saved, every)
+        plain = _Plain(loaded, loaded.build(device, workload.config), every)
+        works = (ours.check, paper.check, plain.train)
         times: tuple[list[float], ...] = tuple([] for _ in works)
         for _ in range(rounds):
             for work, taken in zip(works, times, strict=True):
@@ -97,9 +104,9 @@ def measure(workload: Workload, every: int, rounds: int) -> list[Result]:
 class _Ours:
     """Checks segments as `polverify check` does, once the recipe is built and checks 0 to 9 are made."""
 
-    def __init__(self, recipe: RecipeFile, bundle: Path) -> None:
+    def __init__(self, recipe: RecipeFile, bundle: Path, device: str) -> None:
         self._bundle = bundle
-        self._request = Request(b"", (), bundle, recipe)
+        self._request = Request(b"", (), bundle, recipe, device=device)
 
     def check(self, records: Sequence[SegmentRecord]) -> float:
         """Return the seconds that it took."""
@@ -117,10 +124,9 @@ class _Ours:
 class _Paper:
     """Checks segments as Algorithm 2 of the paper does."""
 
-    def __init__(self, recipe: Recipe, workload: Workload, saved: Path, every: int) -> None:
-        self._recipe, self._saved, self._every = recipe, saved, every
-        self._training = recipe.build("cpu", workload.config)
-        self._batches = _endless(self._training)
+    def __init__(self, recipe: Recipe, training: Training, saved: Path, every: int) -> None:
+        self._recipe, self._training, self._saved, self._every = recipe, training, saved, every
+        self._batches = _endless(training)
 
     def check(self, records: Sequence[SegmentRecord]) -> float:
         """Return the seconds that it took."""
@@ -149,16 +155,16 @@ class _Paper:
 class _Plain:
     """Trains the same number of steps and nothing else."""
 
-    def __init__(self, recipe: Recipe, workload: Workload, every: int) -> None:
-        self._recipe, self._every = recipe, every
-        self._training = recipe.build("cpu", workload.config)
-        self._batches = _endless(self._training)
+    def __init__(self, recipe: Recipe, training: Training, every: int) -> None:
+        self._recipe, self._training, self._every = recipe, training, every
+        self._batches = _endless(training)
 
     def train(self, records: Sequence[SegmentRecord]) -> float:
         """Return the seconds that it took."""
         began = time.perf_counter()
         for _ in range(self._every * len(records)):
             self._recipe.step(self._training, self._batches)
+        next(self._training.model.parameters()).sum().item()  # a GPU may still be at work until it is asked
         return time.perf_counter() - began
 
 
