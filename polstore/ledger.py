@@ -122,7 +122,7 @@ class Ledger:
         """
         with self._store.read() as view:
             size = _checked_size(view, size)
-            return merkle.inclusion_proof(index, size, view.ledger.node)
+            return merkle.inclusion_proof(index, size, view.ledger.sound_node)
 
     def consistency_proof(self, old: int, new: int | None = None) -> tuple[bytes, ...]:
         """Return the proof that the first ``old`` leaves are a prefix of the first ``new`` (all if None).
@@ -191,7 +191,7 @@ def consistency(view: Reader, old: int, new: int) -> tuple[bytes, ...]:
         UsageError: not ``0 <= old <= new``.
         DamagedError: a stored node is damaged.
     """
-    return merkle.consistency_proof(old, _checked_size(view, new), view.ledger.node)
+    return merkle.consistency_proof(old, _checked_size(view, new), view.ledger.sound_node)
 
 
 def require_owner(view: Reader, name: str) -> None:
@@ -261,7 +261,7 @@ def enter(transaction: Writer, leaves: Sequence[LedgerLeaf], timestamp: int, key
     size = first + len(leaves)
     after = Checkpoint(key.name, size, ledger.root(size))
     if before is not None:
-        require_extends(before, after, ledger.node, "the ledger")
+        require_extends(before, after, ledger.sound_node, "the ledger")
     ledger.put_head(size, sign_root(after, key, timestamp, *more))
     return first
 

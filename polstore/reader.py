@@ -222,7 +222,7 @@ class Run:
             return view.tree_root(self.name, size)
 
     def inclusion_proof(self, leaf: int, size: int) -> tuple[bytes, ...]:
-        """Return the proof that leaf ``leaf`` is in the tree of ``size`` leaves."""
+        """Return the proof that leaf ``leaf`` is in the tree of ``size`` leaves; raises `DamagedError`."""
         with self._store.read() as view:
             return merkle.inclusion_proof(leaf, size, view.tree(self.name))
 

@@ -56,6 +56,10 @@ class LedgerReader:
         """Return the hash over the leaves ``[index << level, (index + 1) << level)``, 32 bytes."""
         return self._tree.node(level, index)
 
+    def sound_node(self, level: int, index: int) -> bytes:
+        """Return the same hash, compared with what it is made of."""
+        return self._tree.sound_node(level, index)
+
     def root(self, size: int) -> bytes:
         """Return the root over the first ``size`` leaves, 32 bytes."""
         return self._tree.root(size)

@@ -105,8 +105,8 @@ class Reader:
         return self._tree(run).node(level, index)
 
     def tree(self, run: str) -> merkle.Node:
-        """Return a run's tree for the proofs of `polstore.wire.merkle`; usable as long as this view."""
-        return self._tree(run).node
+        """Return a run's tree, of sound nodes, for proofs by `polstore.wire.merkle`; usable as long as this view."""
+        return self._tree(run).sound_node
 
     def tree_root(self, run: str, size: int) -> bytes:
         """Return the root over the first ``size`` leaves of a run, 32 bytes."""

@@ -1,7 +1,7 @@
 """One append-only Merkle tree as a view of a store shows it: a run's, or the ledger's.
 
-Leaves are compared with their hash in the tree on every read. Nodes are compared with nothing here: whoever uses them
-checks the root or the proof that they lead to. What a leaf's bytes mean is not known here, and nothing is written.
+Leaves are compared with their hash in the tree on every read; nodes are compared with what they are made of where asked
+for as sound. What a leaf's bytes mean is not known here, and nothing is written.
 """
 
 from __future__ import annotations
@@ -74,6 +74,18 @@ class StoredTree:
             message = f"tree node {index} at level {level} of {self._what} of store {self._handle.path} is damaged"
             raise DamagedError(message, expected=f"{DIGEST_SIZE} bytes", got=value)
         return value
+
+    def sound_node(self, level: int, index: int) -> bytes:
+        """Return the same hash, compared with its two halves or its leaf: proofs made of it lead to the root."""
+        expected = self.node(level, index)
+        if level == 0:
+            self.leaf(index)  # compared there
+            return expected
+        got = merkle.node_hash(self.node(level - 1, 2 * index), self.node(level - 1, 2 * index + 1))
+        if got != expected:
+            message = f"tree node {index} at level {level} of {self._what} of store {self._handle.path} is damaged"
+            raise DamagedError(message, expected=expected, got=got)
+        return expected
 
     def root(self, size: int) -> bytes:
         """Return the root over the first ``size`` leaves, 32 bytes."""

@@ -39,7 +39,7 @@ def ask(
 
 
 def ask_passing_by(segment: int, evidence: Evidence, rules: Rules | None = None, **more: Any) -> Challenge:
-    """A challenge whose draw leaves a segment out: which nonce does depends on the root, thus on this machine's name."""
+    """A challenge that leaves a segment out. Which nonce does that depends on the root, thus on the machine's name."""
     tried = (ask(evidence, rules, nonce=number.to_bytes(32), **more) for number in range(100))
     return next(asked for asked in tried if segment not in asked.segments)
 

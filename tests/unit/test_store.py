@@ -215,6 +215,20 @@ def test_a_damaged_leaf_or_node_is_caught(tmp_path, key, value, message):
         assert reader.hashed_leaves("r", 1) == ([b"0"], [merkle.leaf_hash(b"0")])
 
 
+@pytest.mark.parametrize(
+    ("level", "index", "leaf"), [(0, 0, 1), (0, 1, 0), (1, 0, 2), (1, 1, 0), (1, 1, 4), (2, 0, 4), (0, 4, 0)]
+)
+def test_a_proof_is_never_made_of_a_damaged_node(tmp_path, level, index, leaf):
+    with open_store(tmp_path / "s", create=True) as store:
+        store.write(lambda w: (w.put_run("r", b""), [w.append_leaf("r", b"%d" % number) for number in range(5)]))
+        with store.read() as reader:
+            assert len(merkle.inclusion_proof(leaf, 5, reader.tree("r"))) in (1, 3)
+    with raw(tmp_path / "s") as transaction:
+        assert transaction.put(keys.node_key("r", level, index), bytes(32))
+    with open_store(tmp_path / "s") as store, store.read() as reader, pytest.raises(DamagedError, match="is damaged"):
+        merkle.inclusion_proof(leaf, 5, reader.tree("r"))
+
+
 def test_a_lost_last_leaf_is_caught_when_the_next_is_appended(tmp_path):
     with open_store(tmp_path / "s", create=True) as store:
         store.write(lambda w: (w.put_run("r", b""), w.append_leaf("r", b"0")))
