@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from polstore.codec.norms import Distances
-from polstore.codec.quantise import Scheme, settled
+from polstore.codec.quantised import Scheme, settled
 from polstore.codec.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from polstore.codec.quantise import Quantised
+    from polstore.codec.quantised import Quantised
     from polstore.codec.snapshot import Tensor
     from polstore.wire.segment import Norms
 
@@ -46,18 +46,17 @@ class Kept:
         return Snapshot(tuple(self._base), b"")
 
     def add(self, part: Quantised) -> None:
-        """Take a part that was encoded."""
+        """Take a part that is about to be encoded."""
         if self._serves and part.scheme is not Scheme.BFLOAT16:  # which later snapshots do without
             self._base.append(part.tensor)
         if part.name.startswith("parameter/"):
             before = self._previous.pop(part.name, None)
             if before is not None:
-                self._distances.add(before.tensor, part.tensor)
-                before.forget()
+                self._distances.add(before, part)
             self.parameters[part.name] = settled(part.tensor) if self._serves else part
 
     def norms(self) -> Norms:
         """Return the distances between the parameters of both snapshots; raises `MalformedError` if some are gone."""
         for part in self._previous.values():
-            self._distances.add(part.tensor, None)
+            self._distances.add(part, None)
         return self._distances.norms()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from polstore.codec.frames import StoredSnapshot
-    from polstore.codec.quantise import Quantised
+    from polstore.codec.quantised import Quantised
     from polstore.codec.snapshot import Snapshot
     from polstore.run_row import RunRow
     from polstore.storage.store import Store

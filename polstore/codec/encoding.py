@@ -16,15 +16,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from polstore.codec.framing import Packer
-from polstore.codec.halves import BLOCK
 from polstore.codec.items import write_items
-from polstore.codec.quantise import Quantised, Scheme, quantise_tensors
-from polstore.codec.snapshot import Array, Snapshot, bits
+from polstore.codec.quantise import quantise_tensors
+from polstore.codec.quantised import Quantised, Scheme
+from polstore.codec.snapshot import BLOCK, Array, Snapshot, bits
 from polstore.codec.stored import (
     FLOAT32_ONLY,
     FLOATS,
     INTEGERS,
-    NEEDS_BASE,
     SCALED,
     Encoding,
     StoredFrame,
@@ -33,7 +32,7 @@ from polstore.codec.stored import (
     StoredTensor,
 )
 from polstore.codec.values import UPPER_BITS
-from polstore.errors import DamagedError, UsageError
+from polstore.errors import DamagedError
 from polstore.wire.state import state_digest
 
 if TYPE_CHECKING:
@@ -88,7 +87,7 @@ def encode_parts(
     scalars: bytes,
     base: bytes | None,
     put: Callable[[bytes, bytes], object],
-    done: Callable[[Quantised], object],
+    note: Callable[[Quantised], object],
 ) -> StoredSnapshot:
     """Encode tensors that were quantised before.
 
@@ -98,21 +97,21 @@ def encode_parts(
         scalars: canonical encoding of everything else.
         base: state digest of the committed snapshot whose tensors the parts' partners are; None if no part has one.
         put: takes the SHA-256 of each frame and the frame, as soon as there is one.
-        done: told each part once it is encoded, for whoever needs its committed tensor, which is let go of then.
+        note: told each part before it is encoded, for whoever needs its committed tensor, or all of its values once:
+            who takes them block by block spares hashing a pass of its own.
 
     Returns:
         The record.
 
     Raises:
         MalformedError: tensors out of order, or scalars or tensors beyond the record's caps.
-        UsageError: a part whose items do not fit its scheme.
         DamagedError: undoing a step did not give back what was encoded, so memory or the zstd library is at fault.
     """
     writer = _Writer(put)
     rows: list[StoredTensor] = []
     for part in parts:
+        note(part)
         rows.append(writer.add(part))
-        done(part)
         part.forget()  # which others may hold
         del part  # before the next one is made
     groups = writer.finish()
@@ -150,7 +149,6 @@ class _Writer:
 
     def add(self, part: Quantised) -> StoredTensor:
         """Encode a tensor and return its row."""
-        part.require_items()
         entry = part.entry()
         encoding = _encoding_of(part, entry)
         source = part.items if encoding in FLOAT32_ONLY else None
@@ -158,13 +156,10 @@ class _Writer:
             encoding, source = Encoding.BFLOAT16, upper  # moments that are stored anew
         row = StoredTensor(entry, encoding, part.exponent if encoding in SCALED else 0)
         if row.holds_items:
-            if encoding in NEEDS_BASE and part.partner is None:
-                raise UsageError(
-                    f"quantised tensor {part.name} has no partner", expected="a tensor", got=part.scheme.value
-                )
             stream = self._streams.setdefault(row.stream, _Stream(row.stream[1]))
+            source = part.tensor.data if source is None else source
             for elements, room in self._rooms(row, stream):
-                _write(row, part, elements, part.tensor.data if source is None else source, room)
+                _write(row, part, elements, source, room)
         return row
 
     def finish(self) -> tuple[StoredGroup, ...]:

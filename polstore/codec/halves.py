@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from polstore.codec.snapshot import Array, bits
+from polstore.codec.snapshot import BLOCK, Array, bits
 
-__all__ = ["BLOCK", "from_halves", "to_halves"]
-
-BLOCK = 1 << 15  # elements worked on at a time: 128 KiB of float32, so that all temporaries stay in the L2 cache
+__all__ = ["from_halves", "to_halves"]
 
 _SMALLEST_NORMAL = 0x38800000  # float32 bits of 2^-14, the smallest normal half
 _ROUND = np.uint32((0xFFF - (112 << 23)) % 2**32)  # just under half a unit, and the exponent's bias 127 turned to 15

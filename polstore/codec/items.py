@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from polstore.codec import planes
-from polstore.codec.halves import BLOCK
-from polstore.codec.snapshot import bits
+from polstore.codec.snapshot import BLOCK, bits
 from polstore.codec.stored import FLOATS, Encoding
 from polstore.codec.values import SHORT_DIFFERENCE_BITS, UPPER_BITS, add_halves, add_steps, from_upper
 

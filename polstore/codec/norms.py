@@ -15,11 +15,10 @@ from polstore.errors import MalformedError
 from polstore.wire.segment import Norms
 
 if TYPE_CHECKING:
+    from polstore.codec.quantised import Quantised
     from polstore.codec.snapshot import Array, Snapshot, Tensor
 
 __all__ = ["Distances", "distances"]
-
-BLOCK = 1 << 15  # elements converted to float64 at a time: 256 KiB each, so that all temporaries stay in the cache
 
 
 def distances(start: Snapshot, end: Snapshot) -> Norms:
@@ -41,7 +40,7 @@ class Distances:
     def __init__(self) -> None:
         self._l1 = self._squares = self._largest = self._dot = self._start = self._end = 0.0
 
-    def add(self, before: Tensor, after: Tensor | None) -> None:
+    def add(self, before: Tensor | Quantised, after: Tensor | Quantised | None) -> None:
         """Take a parameter of the start and that of the end into account.
 
         Raises:
@@ -49,12 +48,11 @@ class Distances:
         """
         if after is None or (before.dtype, before.shape) != (after.dtype, after.shape):
             raise MalformedError(f"tensor {before.name} is not the same at both ends", expected=before.shape, got=None)
-        if not _is_float(before):
+        if before.dtype not in ("float16", "bfloat16", "float32", "float64"):
             return
         with np.errstate(all="ignore"):  # a diverged run has NaN and infinities, and so have its norms
-            for first in range(0, before.data.size, BLOCK):
-                block = slice(first, first + BLOCK)
-                self._add(_wide(before, block), _wide(after, block))
+            for start, end in zip(before.blocks(), after.blocks(), strict=True):
+                self._add(_wide(before.dtype, start), _wide(before.dtype, end))
 
     def _add(self, before: Array, after: Array) -> None:
         difference = after - before
@@ -79,12 +77,7 @@ def _dot(one: Array, other: Array) -> float:
     return float(np.einsum("i,i->", one, other))
 
 
-def _is_float(tensor: Tensor) -> bool:
-    return tensor.dtype in ("float16", "bfloat16", "float32", "float64")
-
-
-def _wide(tensor: Tensor, block: slice) -> Array:
-    data = tensor.data[block]
-    if tensor.dtype == "bfloat16":  # the upper half of a float32
-        data = (data.astype(np.uint32) << 16).view(np.float32)
-    return data.astype(np.float64)
+def _wide(dtype: str, values: Array) -> Array:
+    if dtype == "bfloat16":  # the upper half of a float32
+        values = (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float64)

@@ -15,8 +15,7 @@ import math
 
 import numpy as np
 
-from polstore.codec.halves import BLOCK
-from polstore.codec.snapshot import Array, bits
+from polstore.codec.snapshot import BLOCK, Array, bits
 from polstore.codec.values import MIN_EXPONENT, UPPER_BITS
 
 __all__ = [

@@ -8,42 +8,36 @@ stored is the business of `polstore.codec.frames`. Does no I/O.
 
 from __future__ import annotations
 
-import hashlib
 import math
-from dataclasses import dataclass
 from enum import Enum
-from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from polstore.codec.halves import BLOCK, to_halves
+from polstore.codec.halves import to_halves
 from polstore.codec.proportion import round_steps, round_upper, salt_of, step_exponent, tensor_key
-from polstore.codec.snapshot import Array, Snapshot, Tensor
+from polstore.codec.quantised import Quantised, Scheme, settled
+from polstore.codec.snapshot import Snapshot
 from polstore.codec.values import (
     MIN_EXPONENT,
     SHORT_DIFFERENCE_BITS,
     SHORT_VALUE_BITS,
     TOP_EXPONENT,
     UPPER_BITS,
-    add_halves,
-    add_steps,
-    from_upper,
 )
 from polstore.errors import TrainingError, UsageError
-from polstore.wire.state import TensorEntry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from polstore.codec.snapshot import Array, Tensor
 
 __all__ = [
     "FIDELITIES",
     "FIRST_MOMENTS",
     "MOMENTS",
     "SECOND_MOMENTS",
-    "Quantised",
     "Role",
-    "Scheme",
     "base_is_previous",
     "dropped_bits",
     "exponent_of",
@@ -55,7 +49,6 @@ __all__ = [
     "require_subnormals",
     "role_of",
     "roles_of",
-    "settled",
     "writes_back",
 ]
 
@@ -106,96 +99,6 @@ class Role(Enum):
 
 
 MOMENTS = frozenset({Role.FIRST_MOMENT, Role.SECOND_MOMENT})
-
-
-class Scheme(Enum):
-    """How a tensor's committed values come about."""
-
-    EXACT = "exact"  # the live values
-    UNCHANGED = "unchanged"  # the base's values
-    SCALED_DELTA = "scaled delta"  # base + half · 2^exponent
-    STEPPED_DELTA = "stepped delta"  # base + step · 2^exponent
-    BFLOAT16 = "bfloat16"  # 7 bits of mantissa or fewer
-    SHORT_DIFFERENCE = "short difference"  # 5 bits of mantissa, close to the base's
-
-
-@dataclass(frozen=True, eq=False)
-class Quantised:
-    """How the committed values of one tensor come about. The arrays belong to it from here on and must not change.
-
-    Attributes:
-        name: as in `Tensor`.
-        dtype: likewise.
-        shape: likewise.
-        partner: the tensor of the base with the same name, dtype and shape, if there is one and the scheme has a use
-            for it.
-        scheme: how the values come about; others than EXACT are for float32, and UNCHANGED and the two deltas need a
-            partner.
-        exponent: of the scale, for the two deltas; else 0.
-        items: 1-D. The bits of halves (``<u2``) for scaled deltas, the steps (``<i2``) for stepped ones, the upper 16
-            bits of the committed words (``<u2``) for BFLOAT16 and SHORT_DIFFERENCE, None for UNCHANGED, and for EXACT
-            the committed values in the carrier's dtype.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    partner: Tensor | None
-    scheme: Scheme = Scheme.EXACT
-    exponent: int = 0
-    items: Array | None = None
-
-    @cached_property
-    def tensor(self) -> Tensor:
-        """The committed tensor, made of the items by the functions that decoding uses."""
-        if self.scheme is Scheme.UNCHANGED and self.partner is not None:
-            return self.partner
-        return Tensor(self.name, self.dtype, self.shape, self._values())
-
-    def entry(self) -> TensorEntry:
-        """Return what is committed of the tensor, which is not made for that where it follows from the items alone."""
-        found: TensorEntry | None = self.__dict__.get("_entry")
-        if found is None:
-            upper = self.items if self.scheme in _UPPER else None
-            found = self.tensor.entry() if upper is None else self._hashed(upper)
-            self.__dict__["_entry"] = found
-        return found
-
-    def _hashed(self, upper: Array) -> TensorEntry:
-        digest = hashlib.sha256()
-        for start in range(0, upper.size, BLOCK):
-            digest.update(from_upper(upper[start : start + BLOCK]).data)
-        return TensorEntry(self.name, self.dtype, self.shape, digest.digest())
-
-    def forget(self) -> None:
-        """Let go of the committed tensor; it is made anew when it is asked for again."""
-        self.__dict__.pop("tensor", None)
-
-    def require_items(self) -> None:
-        """Require as many items as there are elements where the entry is made of these alone; raises `UsageError`."""
-        if self.scheme in _UPPER and self.items is not None:
-            got, wanted = (self.items.dtype.str, self.items.size), (_ITEMS[self.scheme], math.prod(self.shape))
-            if got != wanted:
-                raise UsageError(f"items of quantised tensor {self.name}", expected=wanted, got=got)
-
-    def _values(self) -> Array:
-        if self.items is None:
-            raise UsageError(f"quantised tensor {self.name} has no items", expected="an array", got=self.scheme.value)
-        wanted = _ITEMS.get(self.scheme)
-        if wanted is None:
-            return self.items
-        if self.items.dtype != wanted:
-            raise UsageError(f"items of quantised tensor {self.name}", expected=wanted, got=self.items.dtype.str)
-        if self.scheme in _UPPER:
-            return from_upper(self.items)
-        if self.partner is None or self.partner.data.size != self.items.size:
-            raise UsageError(f"quantised tensor {self.name} has no partner like it", expected=self.shape, got=None)
-        add = add_halves if self.scheme is Scheme.SCALED_DELTA else add_steps
-        return add(self.partner.data, self.items, self.exponent)
-
-
-_UPPER = frozenset({Scheme.BFLOAT16, Scheme.SHORT_DIFFERENCE})
-_ITEMS = {Scheme.SCALED_DELTA: "<u2", Scheme.STEPPED_DELTA: "<i2"} | dict.fromkeys(_UPPER, "<u2")
 
 
 def base_is_previous(fidelity: str) -> bool:
@@ -306,25 +209,14 @@ def quantise_tensor(tensor: Tensor, partner: Tensor | None, role: Role, fidelity
         salt: `salt_of` the live snapshot's scalars.
     """
     if fidelity == "lossless" or role is Role.EXACT or tensor.data.size == 0:
-        return _exact(tensor, partner)
+        return settled(tensor, partner)
     with np.errstate(all="ignore"):  # infinities and NaN are looked for, not trapped
         key = tensor_key(tensor.name, salt)
         if role is not Role.WEIGHT:
             return _moment(tensor, partner, role, dropped_bits(fidelity, role), key)
         if partner is None:
-            return _exact(tensor, partner)
+            return settled(tensor, partner)
         return _weight(tensor, partner, key if fidelity == "compact-writeback" else None)
-
-
-def settled(tensor: Tensor) -> Quantised:
-    """Return a committed tensor as a part that needs no other to come about."""
-    return _exact(tensor, None)
-
-
-def _exact(tensor: Tensor, partner: Tensor | None) -> Quantised:
-    part = Quantised(tensor.name, tensor.dtype, tensor.shape, partner, items=tensor.data)
-    part.__dict__["tensor"] = tensor  # whose hash may be known already
-    return part
 
 
 def _weight(tensor: Tensor, partner: Tensor, key: int | None) -> Quantised:
@@ -333,7 +225,7 @@ def _weight(tensor: Tensor, partner: Tensor, key: int | None) -> Quantised:
     delta = tensor.data - partner.data
     largest = _largest(delta)  # not finite if an operand has a NaN or an infinity, or if the two are too far apart
     if not math.isfinite(largest):
-        return _exact(tensor, partner)
+        return settled(tensor, partner)
     if largest == 0:
         return Quantised(*about, Scheme.UNCHANGED)
     if key is None:
@@ -342,18 +234,18 @@ def _weight(tensor: Tensor, partner: Tensor, key: int | None) -> Quantised:
     else:
         exponent = step_exponent(delta)
         part = Quantised(*about, Scheme.STEPPED_DELTA, exponent, round_steps(delta, key, exponent))
-    return part if math.isfinite(_largest(part.tensor.data)) else _exact(tensor, partner)
+    return part if math.isfinite(_largest(part.tensor.data)) else settled(tensor, partner)
 
 
 def _moment(tensor: Tensor, partner: Tensor | None, role: Role, dropped: int, key: int) -> Quantised:
     """Quantise a moment by dropping bits."""
     if not math.isfinite(_largest(tensor.data)):
-        return _exact(tensor, partner)
+        return settled(tensor, partner)
     upper = round_upper(tensor.data, key, dropped, keep_nonzero=role is Role.SECOND_MOMENT)
     scheme = moment_scheme(dropped)
     about = (tensor.name, tensor.dtype, tensor.shape, None if scheme is Scheme.BFLOAT16 else partner)
     part = Quantised(*about, scheme, items=upper)
-    return part if math.isfinite(_largest(part.tensor.data)) else _exact(tensor, partner)
+    return part if math.isfinite(_largest(part.tensor.data)) else settled(tensor, partner)
 
 
 def _largest(values: Array) -> float:

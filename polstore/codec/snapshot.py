@@ -19,11 +19,15 @@ from polstore.wire.fields import Fields
 from polstore.wire.state import ITEM_SIZE, TensorEntry, check_order, header, state_digest
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
-__all__ = ["CARRIER", "Array", "Snapshot", "Tensor", "bits", "carrier_count"]
+__all__ = ["BLOCK", "CARRIER", "Array", "Snapshot", "Tensor", "bits", "carrier_count"]
 
 Array: TypeAlias = "NDArray[Any]"
+
+BLOCK = 1 << 15  # elements worked on at a time: 128 KiB of float32, so that all temporaries stay in the L2 cache
 
 CARRIER = {  # the numpy dtype that holds the elements of a dtype, little-endian on every machine
     "bool": "|u1",  # bytes other than 0 and 1 are kept as they are
@@ -99,6 +103,11 @@ class Tensor:
     def nbytes(self) -> int:
         """Size of the elements in bytes."""
         return int(self.data.nbytes)
+
+    def blocks(self) -> Iterator[Array]:
+        """Yield the elements block by block."""
+        for start in range(0, self.data.size, BLOCK):
+            yield self.data[start : start + BLOCK]
 
     def entry(self) -> TensorEntry:
         """Return what is committed of the tensor; hashed on the first call, then kept."""

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from polstore.codec.halves import BLOCK, from_halves
-from polstore.codec.snapshot import Array, bits
+from polstore.codec.halves import from_halves
+from polstore.codec.snapshot import BLOCK, Array, bits
 
 if TYPE_CHECKING:
     from collections.abc import Callable

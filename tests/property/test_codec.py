@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from polstore.codec import planes
 from polstore.codec.frames import StoredSnapshot, decode, encode
-from polstore.codec.quantise import FIDELITIES, Role, Scheme, quantise, quantise_tensors, roles_of
+from polstore.codec.quantise import FIDELITIES, Role, quantise, quantise_tensors, roles_of
+from polstore.codec.quantised import Scheme
 from polstore.codec.snapshot import CARRIER, Snapshot, Tensor, carrier_count
 from polstore.errors import MalformedError
 from polstore.wire import canonical

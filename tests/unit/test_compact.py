@@ -13,7 +13,8 @@ import pytest
 from polstore.codec import proportion
 from polstore.codec.frames import Encoding, decode, encode
 from polstore.codec.items import read_values, write_items
-from polstore.codec.quantise import FIDELITIES, Scheme, base_is_previous, quantise, quantise_tensors, writes_back
+from polstore.codec.quantise import FIDELITIES, base_is_previous, quantise, quantise_tensors, writes_back
+from polstore.codec.quantised import Scheme
 from polstore.codec.snapshot import CARRIER, Snapshot, Tensor
 
 COMPACT = "compact-writeback"

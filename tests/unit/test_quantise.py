@@ -11,7 +11,8 @@ import pytest
 
 from polstore.codec import proportion
 from polstore.codec import quantise as module
-from polstore.codec.quantise import FIDELITIES, Role, Scheme, quantise, quantise_tensors, role_of, roles_of
+from polstore.codec.quantise import FIDELITIES, Role, quantise, quantise_tensors, role_of, roles_of
+from polstore.codec.quantised import Scheme
 from polstore.codec.snapshot import Snapshot, Tensor
 from polstore.errors import MalformedError, MissingError, TrainingError, UsageError
 

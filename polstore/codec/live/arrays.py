@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch.nn.parameter import is_lazy
 
-from polstore.codec.halves import BLOCK
-from polstore.codec.snapshot import CARRIER, Tensor, bits
+from polstore.codec.snapshot import BLOCK, CARRIER, Tensor, bits
 from polstore.errors import TrainingError
 from polstore.wire.state import ITEM_SIZE
 

@@ -18,14 +18,13 @@ from polstore.codec.live.lanes import Lane, Row, Workspace
 from polstore.codec.live.rules import LARGEST, rule_for
 from polstore.codec.proportion import salt_of
 from polstore.codec.quantise import (
-    Quantised,
     Role,
-    Scheme,
     quantise_tensor,
     require_subnormals,
     roles_of,
     writes_back,
 )
+from polstore.codec.quantised import Quantised, Scheme
 from polstore.codec.snapshot import Snapshot
 from polstore.wire.state import state_digest
 

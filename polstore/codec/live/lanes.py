@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import torch
 
 from polstore.codec.proportion import PLACE
-from polstore.codec.quantise import Quantised, Role, Scheme
+from polstore.codec.quantise import Role
+from polstore.codec.quantised import Quantised, Scheme
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from polstore.codec.proportion import FINE_BITS, PLACE, exponent_of_steps, tensor_key
-from polstore.codec.quantise import FIDELITIES, Role, Scheme, dropped_bits, exponent_of, moment_scheme
+from polstore.codec.quantise import FIDELITIES, Role, dropped_bits, exponent_of, moment_scheme
+from polstore.codec.quantised import Scheme
 from polstore.codec.values import UPPER_BITS
 
 if TYPE_CHECKING:
