@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from polstore.errors import ContinuityError, MalformedError, MerkleError, SignatureError
-from polstore.wire import canonical, merkle
+from polstore.wire import merkle
 from polstore.wire.checkpoint import open_root, parse_text, run_origin
 from polstore.wire.lineage import Lineage, entries_root
 from polstore.wire.manifest import Manifest
@@ -94,7 +94,7 @@ def check_link(
     for number, name in lineage.inherited:
         if name not in entries:
             raise MalformedError("inherited tensor", expected="one of the child's initial state", got=name)
-        leaves.append((number, merkle.leaf_hash(canonical.encode(entries[name].value()))))
+        leaves.append((number, entries[name].leaf))
     try:
         verify_multi_proof(leaves, lineage.parent_size, lineage.proof, parent.state)
     except MerkleError as error:

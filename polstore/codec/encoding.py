@@ -21,7 +21,6 @@ from polstore.codec.quantise import quantise_tensors
 from polstore.codec.quantised import Quantised, Scheme
 from polstore.codec.snapshot import BLOCK, Array, Snapshot, bits
 from polstore.codec.stored import (
-    FLOAT32_ONLY,
     FLOATS,
     INTEGERS,
     SCALED,
@@ -151,13 +150,14 @@ class _Writer:
         """Encode a tensor and return its row."""
         entry = part.entry()
         encoding = _encoding_of(part, entry)
-        source = part.items if encoding in FLOAT32_ONLY else None
+        source = part.items
         if encoding in (Encoding.EXACT, Encoding.DIFFERENCE) and (upper := _upper_halves(part)) is not None:
             encoding, source = Encoding.BFLOAT16, upper  # moments that are stored anew
         row = StoredTensor(entry, encoding, part.exponent if encoding in SCALED else 0)
-        if row.holds_items:
-            stream = self._streams.setdefault(row.stream, _Stream(row.stream[1]))
-            source = part.tensor.data if source is None else source
+        if row.holds_items and source is not None:
+            stream = self._streams.get(row.stream)
+            if stream is None:
+                stream = self._streams[row.stream] = _Stream(row.stream[1])
             for elements, room in self._rooms(row, stream):
                 _write(row, part, elements, source, room)
         return row
@@ -172,9 +172,9 @@ class _Writer:
 
     def _rooms(self, row: StoredTensor, stream: _Stream) -> Iterator[tuple[slice, Array]]:
         """Yield ranges of a tensor's elements with the room for their items, which is filled when asked for more."""
-        start = 0
-        while start < row.count:
-            taken = min(row.count - start, stream.buffer.size - stream.filled)
+        start, count = 0, row.count
+        while start < count:
+            taken = min(count - start, stream.buffer.size - stream.filled)
             yield slice(start, start + taken), stream.buffer[stream.filled : stream.filled + taken]
             stream.filled += taken
             start += taken
@@ -203,9 +203,9 @@ def _write(row: StoredTensor, part: Quantised, elements: slice, source: Array, o
 
 def _upper_halves(part: Quantised) -> Array | None:
     """Return the upper 16 bits of a tensor's words, which is float32; None if there is more to it."""
-    if part.dtype != "float32" or not prod(part.shape):
+    if part.dtype != "float32" or part.items is None or not part.items.size:
         return None
-    word = bits(part.tensor.data)
+    word = bits(part.items)
     if any(np.bitwise_or.reduce(word[start : start + BLOCK]) & 0xFFFF for start in range(0, word.size, BLOCK)):
         return None
     return (word >> UPPER_BITS).astype("<u2")

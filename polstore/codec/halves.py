@@ -48,6 +48,6 @@ def to_halves(values: Array) -> Array:
     return halves
 
 
-def from_halves(halves: Array) -> Array:
+def from_halves(halves: Array, out: Array | None = None) -> Array:
     """Return the float32 values (1-D ``<f4``) of float16 bits (1-D ``<u2``); exact for every half."""
-    return np.take(_FLOATS, halves, mode="clip")  # every index is in range, and "raise" takes twice as long
+    return np.take(_FLOATS, halves, out=out, mode="clip")  # every index is in range, and "raise" takes twice as long

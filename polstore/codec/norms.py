@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from polstore.codec.snapshot import BLOCK
 from polstore.errors import MalformedError
 from polstore.wire.segment import Norms
 
@@ -35,10 +36,15 @@ def distances(start: Snapshot, end: Snapshot) -> Norms:
 
 
 class Distances:
-    """Distances between two snapshots whose parameters come one by one, both ends of each together."""
+    """Distances between two snapshots whose parameters come one by one, both ends of each together.
+
+    Their values are strung together in float64, and summed up block by block.
+    """
 
     def __init__(self) -> None:
         self._l1 = self._squares = self._largest = self._dot = self._start = self._end = 0.0
+        self._before, self._after, self._between = (np.empty(BLOCK) for _ in range(3))
+        self._filled = 0
 
     def add(self, before: Tensor | Quantised, after: Tensor | Quantised | None) -> None:
         """Take a parameter of the start and that of the end into account.
@@ -52,21 +58,36 @@ class Distances:
             return
         with np.errstate(all="ignore"):  # a diverged run has NaN and infinities, and so have its norms
             for start, end in zip(before.blocks(), after.blocks(), strict=True):
-                self._add(_wide(before.dtype, start), _wide(before.dtype, end))
+                self._fill(_plain(before.dtype, start), _plain(before.dtype, end))
 
-    def _add(self, before: Array, after: Array) -> None:
-        difference = after - before
-        self._squares += _dot(difference, difference)
-        magnitude = np.abs(difference, out=difference)
-        self._l1 += float(magnitude.sum())
-        peak = float(magnitude.max())
-        self._largest = peak if math.isnan(peak) or peak > self._largest else self._largest
-        self._dot += _dot(before, after)
-        self._start += _dot(before, before)
-        self._end += _dot(after, after)
+    def _fill(self, before: Array, after: Array) -> None:
+        taken = 0
+        while taken < before.size:
+            some = slice(taken, taken + BLOCK - self._filled)
+            room = slice(self._filled, self._filled + before[some].size)
+            self._before[room] = before[some]
+            self._after[room] = after[some]
+            taken, self._filled = some.stop, room.stop
+            if self._filled == BLOCK:
+                self._sum_up()
+
+    def _sum_up(self) -> None:
+        before, after, between = (values[: self._filled] for values in (self._before, self._after, self._between))
+        self._filled = 0
+        with np.errstate(all="ignore"):
+            np.subtract(after, before, out=between)
+            self._squares += _dot(between, between)
+            np.abs(between, out=between)
+            self._l1 += float(between.sum())
+            peak = float(between.max(initial=0.0))
+            self._largest = peak if math.isnan(peak) or peak > self._largest else self._largest
+            self._dot += _dot(before, after)
+            self._start += _dot(before, before)
+            self._end += _dot(after, after)
 
     def norms(self) -> Norms:
         """Return the distances; ``cos`` is 1 - cos(angle between the two weight vectors), 0 where either is zero."""
+        self._sum_up()
         scale = math.sqrt(self._start) * math.sqrt(self._end)
         cos = 1.0 - self._dot / scale if scale else 0.0
         return Norms(self._l1, math.sqrt(self._squares), self._largest, cos)
@@ -77,7 +98,7 @@ def _dot(one: Array, other: Array) -> float:
     return float(np.einsum("i,i->", one, other))
 
 
-def _wide(dtype: str, values: Array) -> Array:
+def _plain(dtype: str, values: Array) -> Array:
     if dtype == "bfloat16":  # the upper half of a float32
-        values = (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float64)
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from polstore.codec.snapshot import BLOCK, Array, Tensor
+from polstore.codec.snapshot import BLOCK, CARRIER, Array, Tensor, carrier_count
 from polstore.codec.values import add_halves, add_steps, from_upper
 from polstore.errors import UsageError
 from polstore.wire.state import TensorEntry
@@ -38,6 +38,7 @@ class Scheme(Enum):
 
 
 _UPPER = frozenset({Scheme.BFLOAT16, Scheme.SHORT_DIFFERENCE})
+_ON_PARTNER = frozenset({Scheme.UNCHANGED, Scheme.SCALED_DELTA, Scheme.STEPPED_DELTA})
 _ITEMS = {Scheme.SCALED_DELTA: "<u2", Scheme.STEPPED_DELTA: "<i2"} | dict.fromkeys(_UPPER, "<u2")
 
 
@@ -71,19 +72,17 @@ class Quantised:
     items: Array | None = None
 
     def __post_init__(self) -> None:
-        wanted = _ITEMS.get(self.scheme)
-        if self.items is None:
-            fits = self.scheme is Scheme.UNCHANGED and self.partner is not None
-        else:
-            fits = wanted is None or (self.items.dtype.str, self.items.size) == (wanted, math.prod(self.shape))
-            if self.scheme in (Scheme.SCALED_DELTA, Scheme.STEPPED_DELTA):
-                fits = fits and self.partner is not None and self.partner.data.size == self.items.size
+        wanted = _ITEMS.get(self.scheme) or CARRIER[self.dtype], carrier_count(self.dtype, self.shape)
+        got = None if self.items is None else (self.items.dtype.str, self.items.size)
+        fits = got is None if self.scheme is Scheme.UNCHANGED else got == wanted
+        if self.scheme in _ON_PARTNER:
+            fits = fits and self.partner is not None and self.partner.data.size == wanted[1]
         if not fits:
-            got = None if self.items is None else (self.items.dtype.str, self.items.size)
+            partner = None if self.partner is None else self.partner.shape
             raise UsageError(
-                f"quantised tensor {self.name}",
-                expected=f"{math.prod(self.shape)} items and a partner for {self.scheme.value}",
-                got=f"{got} and {self.partner and self.partner.shape}",
+                f"quantised tensor {self.name}, {self.scheme.value}",
+                expected=f"items {wanted} that fit its partner",
+                got=f"{got}, partner {partner}",
             )
 
     @cached_property
@@ -103,12 +102,8 @@ class Quantised:
         if self._whole():
             yield from self.tensor.blocks()
             return
-        count = math.prod(self.shape)
-        room = np.empty(min(count, BLOCK), "<f4")
         digest = None if "_entry" in self.__dict__ else hashlib.sha256()
-        for start in range(0, count, BLOCK):
-            block = room[: count - start]
-            self._compute(slice(start, start + BLOCK), block)
+        for block in self._made():
             if digest is not None:
                 digest.update(block.data)
             yield block
@@ -133,7 +128,21 @@ class Quantised:
 
     def _whole(self) -> bool:
         """Whether the committed tensor is there without being made."""
-        return self.scheme in (Scheme.UNCHANGED, Scheme.EXACT) or "tensor" in self.__dict__
+        return self.scheme is Scheme.UNCHANGED or "tensor" in self.__dict__
+
+    def _made(self) -> Iterator[Array]:
+        """Yield the committed values block by block, in the same memory where they have to be made."""
+        if self.items is None:
+            return
+        room = None if self.scheme is Scheme.EXACT else np.empty(min(self.items.size, BLOCK), "<f4")
+        for start in range(0, self.items.size, BLOCK):
+            block = slice(start, start + BLOCK)
+            if room is None:
+                yield self.items[block]
+            else:
+                out = room[: self.items.size - start]
+                self._compute(block, out)
+                yield out
 
     def _compute(self, block: slice, out: Array) -> None:
         """Make the committed values of some elements."""

@@ -82,7 +82,7 @@ class StoredTensor:
             return self.encoding, 2
         return self.encoding, np.dtype(CARRIER[self.entry.dtype]).itemsize
 
-    @property
+    @cached_property
     def count(self) -> int:
         """How many items it takes of its stream."""
         return carrier_count(self.entry.dtype, self.entry.shape)

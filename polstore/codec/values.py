@@ -46,7 +46,7 @@ def add_halves(base: Array, halves: Array, exponent: int, out: Array | None = No
 
 def add_steps(base: Array, steps: Array, exponent: int, out: Array | None = None) -> Array:
     """Return ``base + step · 2^exponent`` in float32, each operation rounded once (steps 1-D ``<i2``)."""
-    return _add(base, steps, exponent, out, lambda block: block.astype("<f4"))
+    return _add(base, steps, exponent, out, _from_steps)
 
 
 def from_upper(upper: Array, out: Array | None = None) -> Array:
@@ -58,12 +58,20 @@ def from_upper(upper: Array, out: Array | None = None) -> Array:
     return out
 
 
-def _add(base: Array, items: Array, exponent: int, out: Array | None, floats: Callable[[Array], Array]) -> Array:
+def _from_steps(steps: Array, out: Array) -> None:
+    out[:] = steps
+
+
+def _add(
+    base: Array, items: Array, exponent: int, out: Array | None, floats: Callable[[Array, Array], object]
+) -> Array:
     out = np.empty(base.size, "<f4") if out is None else out
     scale = np.float32(2.0**exponent)
     with np.errstate(all="ignore"):  # a hostile record may overflow; its digest will not match
         for start in range(0, base.size, BLOCK):
-            part = floats(items[start : start + BLOCK])
+            block = slice(start, start + BLOCK)
+            part = out[block]
+            floats(items[block], part)
             part *= scale
-            np.add(base[start : start + BLOCK], part, out=out[start : start + BLOCK])
+            np.add(base[block], part, out=part)
     return out

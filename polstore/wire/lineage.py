@@ -52,9 +52,9 @@ def entries_root(entries: Sequence[TensorEntry], scalars: bytes) -> bytes:
         MalformedError: the entries are not sorted or not unique.
     """
     check_order((entry.name for entry in entries), "tensor names of a snapshot")
-    leaves = [canonical.encode(entry.value()) for entry in entries]
-    leaves.append(canonical.encode((1, scalars)))
-    return merkle.root([merkle.leaf_hash(leaf) for leaf in leaves])
+    leaves = [entry.leaf for entry in entries]
+    leaves.append(merkle.leaf_hash(canonical.encode((1, scalars))))
+    return merkle.root(leaves)
 
 
 @dataclass(frozen=True)

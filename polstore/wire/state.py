@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from polstore.errors import MalformedError
@@ -68,6 +69,11 @@ class TensorEntry:
         """Return the entry as a canonical value."""
         return (0, self.name, self.dtype, self.shape, self.digest)
 
+    @cached_property
+    def leaf(self) -> bytes:
+        """The entry's leaf in the tree whose root is the state digest, 32 bytes."""
+        return merkle.leaf_hash(canonical.encode(self.value()))
+
     @classmethod
     def from_value(cls, value: Value, what: str = "tensor entry") -> TensorEntry:
         """Parse an entry; raises `MalformedError`."""
@@ -120,6 +126,6 @@ def state_digest(entries: Sequence[TensorEntry], scalars: bytes) -> bytes:
     if len(entries) > MAX_TENSORS:
         raise MalformedError("snapshot has too many tensors", expected=f"at most {MAX_TENSORS}", got=len(entries))
     check_order((entry.name for entry in entries), "tensor names of a snapshot")
-    leaves = [canonical.encode(entry.value()) for entry in entries]
-    leaves.append(canonical.encode(scalars_entry(scalars)))
-    return merkle.root([merkle.leaf_hash(leaf) for leaf in leaves])
+    leaves = [entry.leaf for entry in entries]
+    leaves.append(merkle.leaf_hash(canonical.encode(scalars_entry(scalars))))
+    return merkle.root(leaves)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from polstore.codec.live import capture, lanes
 from polstore.codec.quantise import FIDELITIES, quantise, writes_back
 from polstore.codec.snapshot import Snapshot, Tensor, bits
+from polstore.errors import TrainingError
 
 KEYS = ("parameter/w{}", "optimizer/w{}/exp_avg", "optimizer/w{}/exp_avg_sq", "optimizer/w{}/other", "buffer/b{}")
 SCALARS = b"\x90"
@@ -73,7 +74,7 @@ def test_the_capture_gives_the_bits_of_the_reference(fidelity, drawn):
 
 @pytest.mark.parametrize("fidelity", FIDELITIES)
 def test_the_ordinary_case_is_fused_with_a_base_or_without(fidelity, monkeypatch):
-    """Moments of a keyframe too: what the reference would do on the host is done where the training is."""
+    """Keyframes and copies too: what the reference would do on the host is done where the training is."""
     by_reference = []
     original = capture.quantise_tensor
     monkeypatch.setattr(
@@ -86,13 +87,20 @@ def test_the_ordinary_case_is_fused_with_a_base_or_without(fidelity, monkeypatch
     before = snapshot({name: tensor.numpy() for name, tensor in live.items()})
     base = taker.take(live, SCALARS, None).committed
     assert base.digest() == quantise(before, None, fidelity).digest()
-    assert by_reference == (list(names) if fidelity == "lossless" else ["parameter/w"])
-    by_reference.clear()
     alone = Snapshot((base.tensor("parameter/w"),), b"")  # as much as a writer keeps
     live["parameter/w"] += 1e-3
     before = snapshot({name: tensor.numpy() for name, tensor in live.items()})
     assert taker.take(live, SCALARS, alone).committed.digest() == quantise(before, alone, fidelity).digest()
-    assert by_reference == (list(names) if fidelity == "lossless" else [])
+    assert by_reference == []
+    live["parameter/w"][0] = 2.0**127
+    assert taker.take(live, SCALARS, alone).committed.tensor("parameter/w").data[0] == 2.0**127
+    assert by_reference == ([] if fidelity == "lossless" else ["parameter/w"])
+
+
+@pytest.mark.parametrize("name", ["parameter/" + "x" * 512, "buffer/a\nb", "optimizer/\x00/exp_avg"])
+def test_names_that_no_reader_would_take_are_refused(name):
+    with pytest.raises(TrainingError, match="cannot be committed"):
+        capture.Capture("float16-writeback").take({name: torch.zeros(3)}, SCALARS, None)
 
 
 def test_capturing_again_and_again_follows_a_base_that_changes():

@@ -2,8 +2,9 @@
 
 The values are those of `polstore.codec.quantise`, bit for bit; a property test compares the two. Here they come from a
 few passes of torch over blocks that stay in the cache, on the device of the training, and only what has to be stored
-leaves it: 2 bytes of 4 for weights. What is out of the ordinary (NaN, infinities, numbers near the
-largest) goes through the reference implementation. Encoding, hashing and compressing are not done here.
+leaves it: 2 bytes of 4 for weights. What is committed as it is, is copied. What is out of the ordinary (NaN,
+infinities, numbers near the largest) goes through the reference implementation. Encoding, hashing and compressing are
+not done here.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from polstore.codec.live.arrays import dtype_name, to_host, to_torch
+from polstore.codec.live.copies import copy_exactly
 from polstore.codec.live.lanes import Lane, Row, Workspace
 from polstore.codec.live.rules import LARGEST, rule_for
 from polstore.codec.proportion import salt_of
@@ -26,7 +28,9 @@ from polstore.codec.quantise import (
 )
 from polstore.codec.quantised import Quantised, Scheme
 from polstore.codec.snapshot import Snapshot
-from polstore.wire.state import state_digest
+from polstore.errors import MalformedError, TrainingError
+from polstore.wire.fields import Fields
+from polstore.wire.state import header, state_digest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -84,6 +88,7 @@ class Capture:
         self._known: tuple[object, ...] = ()  # what the lanes were made for
         self._workspaces: dict[torch.device, Workspace] = {}
         self._lanes: list[Lane] = []
+        self._exact: list[list[Row]] = []
         self._rest: list[tuple[Row, Role]] = []
 
     def take(self, tensors: Mapping[str, torch.Tensor], scalars: bytes, base: Snapshot | None) -> Captured:
@@ -109,8 +114,13 @@ class Capture:
                 self._known = known
             salt = salt_of(scalars)
             parts, arrived, rest = self._fused(salt)
+            for rows in self._exact:
+                copied, event = copy_exactly(rows)
+                parts.update((part.name, part) for part in copied)
+                if event is not None:
+                    arrived.append(event)
             parts.update((row.name, self._by_reference(row, role, salt)) for row, role in rest)
-        return Captured(tuple(parts[name] for name in names), scalars, arrived)
+        return Captured(tuple(parts[name] for name in names), scalars, tuple(arrived))
 
     def _arrange(self, tensors: Sequence[tuple[str, torch.Tensor]], base: Snapshot | None) -> None:
         """Decide which tensors are worked on together."""
@@ -120,15 +130,20 @@ class Capture:
         rows = []
         for name, live in tensors:
             dtype, shape = dtype_name(name, live), tuple(live.shape)
+            _require_header(name, dtype, shape)
             rows.append(Row(name, dtype, shape, live, None if base is None else base.partner(name, dtype, shape)))
         lanes: dict[tuple[Role, torch.device], list[Row]] = {}
+        exact: dict[tuple[bool, str, torch.device], list[Row]] = {}
         self._rest = []
         for row, role in zip(rows, roles_of(rows), strict=True):
-            fused = rule_for(self._fidelity, role) is not None and row.live.numel()
-            if fused and (role is not Role.WEIGHT or self._has_ordinary_base(row)):
-                lanes.setdefault((role, row.live.device), []).append(row)
+            weight, device = role is Role.WEIGHT, row.live.device
+            if rule_for(self._fidelity, role) is None or not row.live.numel() or (weight and row.partner is None):
+                exact.setdefault((weight, row.dtype, device), []).append(row)  # weights apart: they may be kept longer
+            elif not weight or self._has_ordinary_base(row):
+                lanes.setdefault((role, device), []).append(row)
             else:
                 self._rest.append((row, role))
+        self._exact = list(exact.values())
         self._lanes = [
             Lane(role, rule, own, self._workspace(device))
             for (role, device), own in lanes.items()
@@ -142,7 +157,7 @@ class Capture:
             row.live.copy_(to_torch(part.tensor))
         return part
 
-    def _fused(self, salt: bytes) -> tuple[dict[str, Quantised], tuple[torch.cuda.Event, ...], list[tuple[Row, Role]]]:
+    def _fused(self, salt: bytes) -> tuple[dict[str, Quantised], list[torch.cuda.Event], list[tuple[Row, Role]]]:
         """Quantise the tensors of each lane together, and return besides which ones only the reference can do."""
         parts: dict[str, Quantised] = {}
         arrived = []
@@ -171,7 +186,7 @@ class Capture:
                     event.record()
                     arrived.append(event)
                 parts.update((part.name, part) for part in lane.parts(exponents, items))
-        return parts, tuple(arrived), rest
+        return parts, arrived, rest
 
     def _workspace(self, device: torch.device) -> Workspace:
         if device not in self._workspaces:
@@ -204,6 +219,14 @@ class Capture:
             self._bases[row.name] = partner, values
         row.base = values
         return bool(values.abs().max() <= LARGEST)
+
+
+def _require_header(name: str, dtype: str, shape: tuple[int, ...]) -> None:
+    """Require what a reader requires of a tensor's name and shape; raises `TrainingError`."""
+    try:
+        header(Fields((name, dtype, shape), "tensor", 3))
+    except MalformedError as error:
+        raise TrainingError(f"a tensor of this training cannot be committed: {error}") from error
 
 
 def _place(tensor: torch.Tensor) -> tuple[object, ...]:
