@@ -72,7 +72,7 @@ def test_another_fidelity_stands_beside_the_compressors_only() -> None:
 
 @pytest.mark.parametrize(("recorded", "met"), [(1.05, True), (1.06, False)])
 def test_whole_training_may_be_five_percent_slower(recorded: float, met: bool) -> None:
-    (result,) = rows.training_rows("gpt", Rounds(20, [recorded, 9.0, recorded], [1.0, 0.1, 1.0]))
+    (result,) = rows.training_rows("gpt", Rounds(20, 2, [recorded, 9.0, recorded], [1.0, 0.1, 1.0]))
     assert (result.rival, result.met) == (50.0, met)
 
 

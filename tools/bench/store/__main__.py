@@ -80,8 +80,10 @@ def run_part(part: str, workloads: list[Workload], *, quick: bool) -> list[Resul
             results += trajectory(workload, repositories=not quick or workload is workloads[0])
         elif part == "training":
             count, every = (QUICK_ROUNDS, QUICK_EVERY) if quick else (ROUNDS, EVERY)
-            rounds = train(workload, FIDELITIES[0], count, every)
-            results += rows.training_rows(workload.name, rounds)
+            usual = torch.get_num_threads()
+            for threads in sorted({max(usual - 1, 1), usual}):
+                rounds = train(workload, FIDELITIES[0], count, every, threads)
+                results += rows.training_rows(workload.name, rounds)
         elif workload.large:
             results += rows.memory_rows(workload.name, extra_memory(workload, quick=quick))
     return results

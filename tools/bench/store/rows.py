@@ -126,9 +126,10 @@ def limit_rows(name: str, figures: Figures) -> list[Result]:
 def training_rows(name: str, rounds: Rounds) -> list[Result]:
     """Return a recorded step against a plain one."""
     recorded, plain = (statistics.median(times) / rounds.every / MILLI for times in (rounds.recorded, rounds.plain))
+    title = f"{name}: a step on {rounds.threads} threads, with a snapshot every {rounds.every}"
     return [
         compared(
-            f"{name}: a step, with a snapshot every {rounds.every}", recorded, plain, "the same in a plain loop", "ms",
+            title, recorded, plain, "the same in a plain loop", "ms",
             aim=0.95, aim_text="at most 5 % slower",
         )
     ]  # fmt: skip

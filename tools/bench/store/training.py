@@ -2,7 +2,8 @@
 
 Recorded and plain rounds of so many steps alternate, and medians count, because absolute times on a shared machine say
 little. A recorded round begins with the snapshot of the steps before it, which is encoded while it trains; what is not
-finished at its end is waited for and counts as its time.
+finished at its end is waited for and counts as its time. Training with all processors shows what recording costs where
+it has to take them from the training; training with one less shows it where there is one to spare, as beside a GPU.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import torch
 
 from tools.bench.store.clock import settle, timed
 from tools.bench.store.files import report
@@ -27,15 +30,25 @@ __all__ = ["Rounds", "train"]
 
 @dataclass(frozen=True)
 class Rounds:
-    """Seconds of each round of ``every`` steps."""
+    """Seconds of each round of ``every`` steps, trained with so many threads."""
 
     every: int
+    threads: int
     recorded: Sequence[float]
     plain: Sequence[float]
 
 
-def train(workload: Workload, fidelity: str, rounds: int, every: int) -> Rounds:
-    """Train both ways for ``rounds`` rounds, after one that warms up."""
+def train(workload: Workload, fidelity: str, rounds: int, every: int, threads: int) -> Rounds:
+    """Train both ways for ``rounds`` rounds with so many threads, after a round that warms up."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return _train(workload, fidelity, rounds, every)
+    finally:
+        torch.set_num_threads(usual)
+
+
+def _train(workload: Workload, fidelity: str, rounds: int, every: int) -> Rounds:
     recorded: list[float] = []
     plain: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -52,4 +65,4 @@ def train(workload: Workload, fidelity: str, rounds: int, every: int) -> Rounds:
                 recorded.append(ended - began + settle())
                 plain.append(timed(lambda: ordinary.steps(every)))
                 report(f"  {workload.name}: round {number + 1} of {rounds + 1}")
-    return Rounds(every, recorded[1:], plain[1:])  # the first warms up, and takes a keyframe
+    return Rounds(every, torch.get_num_threads(), recorded[1:], plain[1:])  # the first warms up, and takes a keyframe
