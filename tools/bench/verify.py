@@ -16,6 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,17 +33,34 @@ from polverify.replaying import replay_in_turn
 from polverify.request import Request
 from polverify.verdict import Outcome
 from polverify.workers import open_material
-from tools.bench.recording import EXAMPLES, PLAIN, SEED, WORKLOADS, Workload
 from tools.bench.table import Result, compared, save, show
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from polstore.codec.live.recipe import Recipe, Training
     from polstore.wire.segment import SegmentRecord
 
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 PAPER = "the paper's verifier"
+PLAIN = "the same steps in a plain loop"
+SEED = 1
 SEGMENTS = 4  # checked in a row
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A recipe of ``examples/`` and how it is configured here."""
+
+    name: str
+    recipe: str
+    config: Mapping[str, Any]
+
+
+WORKLOADS = (
+    Workload("ResNet-20, SGD", "resnet20_fashion_mnist.py", {"images": 5120, "total_steps": 1000}),
+    Workload("GPT, AdamW", "gpt.py", {"megabytes": 0.2, "layers": 4, "width": 256, "heads": 4}),
+)
 
 
 def main() -> int:
