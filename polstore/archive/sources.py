@@ -60,13 +60,13 @@ def find_sources(path: Path, layout: str | None) -> tuple[str, list[Source]]:
     """
     if layout is not None and layout not in LAYOUTS:
         raise UsageError("unknown layout", expected=", ".join(LAYOUTS), got=layout)
-    if not path.exists():
-        raise MissingError(f"no file or directory {path}")
     try:
+        if not path.exists():
+            raise MissingError(f"no file or directory {path}")
         entries = sorted(path.iterdir(), key=_natural) if path.is_dir() else [path]
+        found = {name: sources for name in LAYOUTS if (sources := _matching(name, path, entries))}
     except OSError as error:
         raise file_error(error, f"{path} cannot be read") from error
-    found = {name: sources for name in LAYOUTS if (sources := _matching(name, path, entries))}
     if layout is not None:
         if layout not in found:
             raise MissingError(f"{path} has no snapshots of layout {layout}")
