@@ -1,24 +1,29 @@
 """Checking a whole store: every page, blob, record, node, snapshot and signed root, the ledger, and what damage costs.
 
 LMDB is kept out of it, since it may crash on a damaged page: the data file is read by `polstore.storage.survey`.
-Changes nothing. Hashes are checked, signatures are not: that needs a key and is polverify's part.
+Changes nothing. Signatures are checked under the keys that are given; without any, hashes and shapes alone are.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from polstore.errors import DamagedError, MissingError
+from polstore.errors import DamagedError, MalformedError, MissingError, SignatureError
 from polstore.ledger_audit import audit
 from polstore.reader import Run
 from polstore.storage.survey import survey
 from polstore.wire import merkle
+from polstore.wire.checkpoint import open_root
+from polstore.wire.note import parse as parse_note
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
+    from polstore.storage.reader import Reader
     from polstore.storage.store import Store
+    from polstore.wire.keys import VerifierKey
     from polstore.wire.manifest import Manifest
     from polstore.wire.segment import SegmentRecord
 
@@ -38,12 +43,25 @@ class Damage:
 
 @dataclass
 class Report:
-    """What a check of a store found; ``not_entered`` are signed roots that its ledger lacks, which is no damage."""
+    """What a check of a store found.
+
+    Attributes:
+        blobs: how many there are, damaged ones included; likewise the next three.
+        snapshots: of all runs.
+        runs: that are listed.
+        ledger: leaves of the ledger.
+        signatures: signed roots and heads of the ledger that a given key has signed.
+        other_signers: signed roots and heads that no given key has signed; empty without keys. No damage.
+        not_entered: signed roots that the ledger lacks. No damage.
+        damages: what is wrong.
+    """
 
     blobs: int = 0
     snapshots: int = 0
     runs: int = 0
     ledger: int = 0
+    signatures: int = 0
+    other_signers: list[str] = field(default_factory=list)
     not_entered: list[str] = field(default_factory=list)
     damages: list[Damage] = field(default_factory=list)
 
@@ -54,17 +72,20 @@ class Report:
             "snapshots": self.snapshots,
             "runs": self.runs,
             "ledger": self.ledger,
+            "signatures": self.signatures,
+            "other_signers": self.other_signers,
             "not_entered": self.not_entered,
             "damages": [vars(damage) for damage in self.damages],
         }
 
 
-def check_store(store: Store, progress: Callable[[str, int, int], None]) -> Report:
+def check_store(store: Store, progress: Callable[[str, int, int], None], keys: Sequence[VerifierKey] = ()) -> Report:
     """Check everything in a store.
 
     Args:
         store: an open store; may be recorded into meanwhile, and is checked as it was when this began.
         progress: told (what is being checked, done, in all).
+        keys: under which signatures are checked. What others have signed is listed, not judged.
 
     Raises:
         CallerError: the data file cannot be read, or has a layout that is not known here.
@@ -78,6 +99,9 @@ def check_store(store: Store, progress: Callable[[str, int, int], None]) -> Repo
         for name in found.lost:
             _damage(report, f"run {name}", "its row is lost", "the whole run")
         _check_contents(report, found, progress)
+        if keys:
+            with found.read() as view:
+                _check_signatures(report, view, keys)
     return report
 
 
@@ -107,7 +131,10 @@ def _check_run(report: Report, store: Store, name: str, progress: Callable[[str,
     manifest = _attempt(report, f"run {name}, manifest", "the whole run", lambda: run.manifest)
     if manifest is None:
         return
-    records = [_check_segment(report, run, index) for index in range(run.size() - 1)]
+    size = _attempt(report, f"run {name}, tree", f"all proofs of run {name}", run.size)
+    records: list[SegmentRecord | None] = (
+        [None] if size is None else [_check_segment(report, run, index) for index in range(size - 1)]
+    )
     _check_joints(report, run, manifest, records)
     _attempt(report, f"run {name}, data for proofs", "all its proofs", lambda: _check_private(run, manifest))
     ends = None if None in records else [0, *(record.end_step for record in records if record is not None)]
@@ -163,6 +190,8 @@ def _check_private(run: Run, manifest: Manifest) -> None:
     if root != manifest.dataset.root:
         raise DamagedError("sample hashes do not lead to the dataset's root", expected=manifest.dataset.root, got=root)
     run.blob(manifest.optimizer.hyperparameters)
+    if manifest.initial.parent is not None:
+        run.blob(manifest.initial.parent.inherited)
 
 
 def _check_tree(store: Store, run: Run) -> None:
@@ -186,6 +215,35 @@ def _check_root(run: Run, size: int) -> None:
         raise DamagedError(
             "signed root", expected=f"{size} {root.hex()}", got=f"{checkpoint.size} {checkpoint.root.hex()}"
         )
+
+
+def _check_signatures(report: Report, view: Reader, keys: Sequence[VerifierKey]) -> None:
+    """Check what the given keys have signed; what cannot be read is damaged, and was named before."""
+    for what, read in _signed(view):
+        try:
+            data = read()
+            by = {(signature.name, signature.key_id) for signature in parse_note(data).signatures}
+        except (DamagedError, MissingError, MalformedError):
+            continue
+        signers = [key for key in keys if (key.name, key.key_id) in by]
+        if not signers:
+            report.other_signers.append(what)
+            continue
+        try:
+            open_root(data, signers)
+        except (SignatureError, MalformedError) as error:
+            _damage(report, what, str(error), "that signature")
+        else:
+            report.signatures += 1
+
+
+def _signed(view: Reader) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """Yield everything that is signed: what it is, and how to read it."""
+    for name in view.runs():
+        for size in view.roots(name):
+            yield f"run {name}, signed root of size {size}", partial(view.root, name, size)
+    for size in view.ledger.heads():
+        yield f"head of the ledger over {size} leaves", partial(view.ledger.head, size)
 
 
 def _attempt(report: Report, what: str, cost: str, check: Callable[[], T]) -> T | None:
