@@ -111,7 +111,9 @@ def record(
         parent: ``STORE`` or ``STORE:RUN``, a signed run whose last snapshot this one starts from: parameters and
             buffers of the same name, shape and dtype are put into the model. The rest is as it was built.
         parent_root: the signed root of the parent to start under; its newest one if None.
-        fidelity: ``float16-writeback`` or ``lossless``.
+        fidelity: what is kept of a state (specs/codec.md): ``float16-writeback`` and ``compact-writeback`` round it and
+            let training go on from the rounded values, ``float16`` rounds and leaves training alone, ``lossless`` keeps
+            every bit.
         dataset: what to commit to; the loader's dataset if None.
         not_before: a recent checkpoint note with its witnesses' cosignatures, to show that training began after it.
         resume: go on from the run's last snapshot, which is put into the live objects; begin if there is no such run.

@@ -72,7 +72,7 @@ def fsck(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check all that a store holds, and name what is damaged and what that costs."""
+    """Check all that a store holds, and name what is damaged."""
     keys = tuple(dict.fromkeys(found for file in key or () for found in load_verifier_keys(file)))
     with terminal.progress() as progress, open_store(store, readonly=True) as opened:
         report = check_store(opened, progress, keys)
@@ -98,12 +98,15 @@ def export(
     store: StorePath,
     step: Annotated[int, typer.Option(metavar="N", help="Step of the snapshot.")],
     run: RunName = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write a snapshot's weights as a safetensors file."""
     _require_positive("--step", step)
     with open_archive(store) as archive:
         name = choose_run(archive.runs(), run)
         archive.run(name).export(step, out)
+    if as_json:
+        terminal.emit_json({"run": name, "step": step, "out": str(out)})
     terminal.note(f"wrote the weights of {name} at step {step} to {out}")
 
 
