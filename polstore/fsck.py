@@ -137,9 +137,11 @@ def _check_run(report: Report, store: Store, name: str, progress: Callable[[str,
     )
     _check_joints(report, run, manifest, records)
     _attempt(report, f"run {name}, data for proofs", "all its proofs", lambda: _check_private(run, manifest))
-    ends = None if None in records else [0, *(record.end_step for record in records if record is not None)]
-    _check_snapshots(report, run, ends, progress)
-    if ends is not None:
+    states: dict[int, bytes] | None = None
+    if None not in records:
+        states = {0: manifest.initial.state} | {record.end_step: record.end_state for record in records if record}
+    _check_snapshots(report, run, states, progress)
+    if states is not None:
         _attempt(report, f"run {name}, tree", "its inclusion proofs", lambda: _check_tree(store, run))
     for size in run.signed_sizes():
         _attempt(report, f"run {name}, signed root of size {size}", "that root", lambda: _check_root(run, size))  # noqa: B023 # called at once
@@ -167,21 +169,34 @@ def _check_joints(report: Report, run: Run, manifest: Manifest, records: list[Se
 
 
 def _check_snapshots(
-    report: Report, run: Run, ends: list[int] | None, progress: Callable[[str, int, int], None]
+    report: Report, run: Run, states: dict[int, bytes] | None, progress: Callable[[str, int, int], None]
 ) -> None:
-    """Decode every snapshot; ``ends`` are the steps that the records name, or None where some cannot be read."""
-    steps = run.snapshots
-    if ends is not None and steps != ends:
-        wrong = min(set(steps) ^ set(ends))
-        state = "is missing" if wrong in ends else "belongs to no segment"
-        _damage(report, f"snapshot at step {wrong} of run {run.name}", state, f"the end of run {run.name}")
-    for number, step in enumerate(steps):
-        around = [f"{index}" for index in (number - 1, number) if 0 <= index < len(steps) - 1]
-        kind = "segments" if len(around) > 1 else "segment"
-        cost = f"{kind} {' and '.join(around)} of run {run.name}" if around else f"run {run.name}"
-        _attempt(report, f"snapshot at step {step} of run {run.name}", cost, lambda: run.state(step))  # noqa: B023
-        report.snapshots += 1
-        progress("snapshots", number + 1, len(steps))
+    """Decode every snapshot; ``states`` are those that the records name, by step, None where some cannot be read."""
+    present = run.snapshots
+    places = {step: number for number, step in enumerate(present if states is None else states)}
+    steps = sorted({*present, *places})
+    for done, step in enumerate(steps, 1):
+        what = f"snapshot at step {step} of run {run.name}"
+        if step in places:
+            cost = _cost(run, places[step], len(places) - 1)
+            _attempt(report, what, cost, lambda: _check_state(run, step, (states or {}).get(step)))  # noqa: B023 # called at once
+        else:
+            _damage(report, what, "belongs to no segment", f"the end of run {run.name}")
+        progress("snapshots", done, len(steps))
+    report.snapshots += len(present)
+
+
+def _check_state(run: Run, step: int, expected: bytes | None) -> None:
+    digest = run.state(step).digest()
+    if expected is not None and digest != expected:
+        raise DamagedError("is not the one that the segment records name", expected=expected, got=digest)
+
+
+def _cost(run: Run, number: int, segments: int) -> str:
+    """Say which of a run's segments begin or end with snapshot ``number``."""
+    around = [f"{index}" for index in (number - 1, number) if 0 <= index < segments]
+    kind = "segments" if len(around) > 1 else "segment"
+    return f"{kind} {' and '.join(around)} of run {run.name}" if around else f"run {run.name}"
 
 
 def _check_private(run: Run, manifest: Manifest) -> None:

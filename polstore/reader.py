@@ -153,6 +153,8 @@ class Run:
     def state(self, step: int) -> Snapshot:
         """Return the snapshot at ``step``, checked against its state digest.
 
+        Which digest belongs to a step is the store's own note; `polstore fsck`, a copy and a proof compare it with the
+        segment records, and this does not, so that a state can be read where its record is damaged.
         The base of a snapshot is decoded anew unless somebody holds it, so in a loop over all steps keep the last one.
 
         Raises:

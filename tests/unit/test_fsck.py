@@ -192,6 +192,38 @@ def test_a_lost_hash_of_the_last_leaf_hides_nothing_else(path):
     assert named["snapshot at step 6 of run a"] == "segments 2 and 3 of run a"
 
 
+def test_lost_snapshots_are_named_with_their_segments(path):
+    with raw(path) as transaction:
+        for step in (2, 6, 9):
+            transaction.delete(b"sa\0" + number(step))
+    found = {(damage.what, damage.cost) for damage in check(path).damages}
+    assert found == {
+        ("snapshot at step 2 of run a", "segments 0 and 1 of run a"),
+        ("snapshot at step 6 of run a", "segments 2 and 3 of run a"),
+        ("snapshot at step 9 of run a", "segment 4 of run a"),
+    }
+
+
+def test_a_snapshot_of_another_step_is_named(path):
+    with raw(path) as transaction:
+        transaction.put(b"sa\0" + number(6), transaction.get(b"sa\0" + number(4)))
+        transaction.put(b"sa\0" + number(7), transaction.get(b"sa\0" + number(4)))
+    found = {damage.what: damage for damage in check(path).damages}
+    assert set(found) == {"snapshot at step 6 of run a", "snapshot at step 7 of run a"}
+    assert "is not the one that the segment records name" in found["snapshot at step 6 of run a"].error
+    assert found["snapshot at step 6 of run a"].cost == "segments 2 and 3 of run a"
+    assert found["snapshot at step 7 of run a"].error == "belongs to no segment"
+
+
+def test_records_that_name_a_step_twice_are_named(path):
+    with polstore.open(path) as archive:
+        again = archive.run("a").segment(4)
+    with open_store(path) as store:
+        store.write(lambda writer: writer.append_leaf("a", again.encode()))
+    (damage,) = check(path).damages
+    assert (damage.what, damage.error) == ("segment 5 of run a", "does not follow the segment before it")
+
+
 def test_a_lost_list_of_inherited_tensors_is_named(path):
     with polstore.open(path) as archive:
         parent = archive.run("a")
