@@ -93,7 +93,7 @@ def copy_runs(
         FullError: no room on the device; copy again once there is some.
     """
     if source.path == destination.path:
-        raise UsageError("source and destination are the same store", got=str(source.path))
+        raise UsageError(f"source and destination are the same store, {source.path}")
     with destination.exclusive():
         with source.read() as view:
             names = view.runs()

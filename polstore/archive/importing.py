@@ -148,7 +148,7 @@ def _ordered(sources: list[Source], progress: Callable[[str, int, int], None]) -
         if step is None or step > MAX_INDEX:
             raise TrainingError(f"{source.path} states no step", expected="a number in its name or content", got=step)
         if step in found:
-            raise TrainingError(f"{source.path} is of the same step as {found[step].path}", got=step)
+            raise TrainingError(f"{source.path} is of the same step as {found[step].path}: {step}")
         found[step] = source
         progress("looking at files", done, len(sources))
     return sorted(found.items())

@@ -133,7 +133,7 @@ def _load_folder(path: Path) -> Loaded:
         ):
             raise TrainingError(f"{file} holds no model", expected="tensors by name", got=type(part).__name__)
         if twice := part.keys() & loaded.model.keys():
-            raise TrainingError(f"{file} has a tensor that another part has, too", got=min(twice))
+            raise TrainingError(f"{file} has a tensor that another part has, too: {min(twice)}")
         loaded.model |= part
     if (path / "optimizer.pt").is_file():
         _add_optimizers(loaded, _load_torch(path / "optimizer.pt"), "optimizer")
@@ -161,7 +161,7 @@ def _model_files(path: Path) -> list[Path]:
             stem, number, count, suffix = found.groups()
             sets.setdefault((suffix, stem, count), {})[int(number)] = file
     if not sets:
-        raise MissingError(f"{path} holds no model", expected=" or ".join(_WEIGHTS))
+        raise MissingError(f"{path} holds no model: neither {' nor '.join(_WEIGHTS)}, nor parts of one")
     *_, count = wanted = max(sets)  # safetensors before pickles, as above
     parts = sets[wanted]
     if sorted(parts) != list(range(1, int(count) + 1)):
@@ -192,7 +192,7 @@ def _sorted(content: Any, path: Path) -> Loaded:
         elif model_key is not None:
             loaded.extras.setdefault(model_key, {})[name] = value
     if not loaded.model:
-        raise TrainingError(f"{path} holds no model", expected="tensors by name, or " + ", ".join(MODEL_KEYS))
+        raise TrainingError(f"{path} holds no model: neither tensors by name nor any under {', '.join(MODEL_KEYS)}")
     for key, value in content.items():
         if key == model_key or (model_key is None and key in loaded.model):
             continue

@@ -75,7 +75,7 @@ def find_sources(path: Path, layout: str | None) -> tuple[str, list[Source]]:
         if certain in found:
             return certain, found[certain]
     if not found:
-        raise MissingError(f"{path} has no snapshots that can be imported", expected="one of " + ", ".join(LAYOUTS))
+        raise MissingError(f"{path} has no snapshots that can be imported: none of {', '.join(LAYOUTS)}")
     if len(found) > 1:
         raise UsageError(f"{path} has files of several layouts", expected="--layout " + " or ".join(found), got="none")
     return next(iter(found.items()))
