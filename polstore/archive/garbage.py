@@ -1,7 +1,8 @@
 """Finding and deleting what no run needs: blobs and stored snapshots left behind by copies, repacks and failures.
 
 What is needed is found out and the rest deleted in one transaction, under the recording lock, so nothing that a
-recording under way refers to can go. A record that cannot be read stops the whole of it: what it needs is not known.
+recording under way refers to can go. A record that cannot be read stops the whole of it, and so does a run whose row is
+lost: what it needs is not known.
 The data file does not shrink; LMDB uses the freed pages again.
 """
 
@@ -11,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from polstore.archive.references import store_needs
+from polstore.errors import DamagedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +57,7 @@ def find(store: Store, progress: Callable[[str, int, int], None]) -> Garbage:
         progress: told (what is being read, done, in all).
 
     Raises:
-        DamagedError: a record that cannot be read, so it is not known what it needs.
+        DamagedError: a record that cannot be read, or a run whose row is lost, so it is not known what it needs.
         MissingError: a stored snapshot that a run needs is not there.
     """
     with store.read() as view:
@@ -86,6 +88,13 @@ def collect(store: Store, progress: Callable[[str, int, int], None]) -> Garbage:
 
 
 def _find(view: Reader, progress: Callable[[str, int, int], None], *, deleted: bool) -> Garbage:
+    lost = view.runs_without_row()
+    if lost:
+        raise DamagedError(
+            f"nothing can be called garbage while rows are lost, see polstore fsck: there are records of {lost[0]!r}",
+            expected="a run of that name",
+            got=view.runs(),
+        )
     needs = store_needs(view, view.runs(), progress)
     needed = needs.blobs()
     blobs, kept, blob_bytes, snapshot_bytes = [], 0, 0, 0

@@ -57,6 +57,39 @@ def test_a_store_without_garbage_keeps_every_byte(store, make_run):
     assert contents(store) == before
 
 
+@pytest.mark.parametrize("damage", ["lost", "renamed", "no run's", "leaves lost"])
+def test_a_run_whose_row_is_damaged_is_not_taken_for_garbage(store, make_run, damage):
+    """One flipped bit in the key of a row is enough for any of the first three: LMDB has no checksums."""
+    make_run(store, "a")
+    make_run(store, "b", seed=2)
+    row = contents(store)[b"ra"]
+
+    def work(writer):
+        handle = writer._handle
+        if damage == "leaves lost":
+            for key in [key for key in handle.keys(b"") if key[1:3] == b"a\0"]:
+                handle.delete(key)
+            return
+        handle.delete(b"ra")
+        if damage != "lost":
+            handle.put(b"rc" if damage == "renamed" else b"r!", row)
+
+    store.write(work)
+    before = contents(store)
+    for operation in (find, collect):
+        with pytest.raises(DamagedError):
+            operation(store, quiet)
+    assert contents(store) == before
+
+
+def test_progress_is_told_by_snapshots(store, make_run):
+    make_run(store, "a", count=3)
+    make_run(store, "b", count=2, seed=2)
+    told = []
+    find(store, lambda *what: told.append(what))
+    assert told == [("reading records", done, 7) for done in range(1, 8)]
+
+
 def test_garbage_is_named_and_only_then_deleted(store, make_run, snapshot_of):
     make_run(store)
     clean = contents(store)
