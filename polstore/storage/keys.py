@@ -30,7 +30,6 @@ __all__ = [
     "NUMBER_SIZE",
     "ROOT",
     "RUN",
-    "RUN_TABLES",
     "SNAPSHOT",
     "STORED_SNAPSHOT",
     "check_key",
@@ -62,8 +61,6 @@ LEDGER_LEAF = b"L"  # index -> the leaf's bytes
 LEDGER_NODE = b"N"  # level, index -> hash of a full subtree
 LEDGER_HEAD = b"H"  # size -> the signed head's text
 LEDGER_ENTRY = b"E"  # SHA-256 of an origin, tree size -> index of the leaf that enters this signed root
-
-RUN_TABLES = (LEAF, SNAPSHOT, ROOT)  # in whose keys a run is named, beside its row and its nodes
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 MAX_LEVEL = MAX_INDEX.bit_length()

@@ -71,15 +71,6 @@ class Reader:
         names = (key[1:].decode("ascii", "replace") for key in self._handle.keys(keys.RUN))
         return [name for name in names if keys.is_run_name(name)]
 
-    def runs_without_row(self) -> list[str]:
-        """Return the names under which there are leaves, snapshots or signed roots, but no run, sorted.
-
-        Only damage makes such; it takes as long as reading all of these keys.
-        """
-        found = {key[1:].partition(b"\0")[0] for table in keys.RUN_TABLES for key in self._handle.keys(table)}
-        listed = set(self.runs())
-        return sorted(name for name in (name.decode("ascii", "replace") for name in found) if name not in listed)
-
     def run(self, name: str) -> bytes:
         """Return a run's metadata as it was put."""
         return self._get(keys.run_key(name), f"run {name}")

@@ -14,6 +14,7 @@ from polstore.fsck import check_store
 from polstore.reader import Run
 from polstore.storage import keys
 from polstore.storage.store import open_store
+from polstore.storage.survey import survey
 
 
 def quiet(*_):
@@ -80,6 +81,24 @@ def test_a_run_whose_row_is_damaged_is_not_taken_for_garbage(store, make_run, da
         with pytest.raises(DamagedError):
             operation(store, quiet)
     assert contents(store) == before
+
+
+def test_nothing_is_deleted_where_a_page_is_damaged(tmp_path, make_run):
+    """A leaf page that seems to hold a single key, so that LMDB does not find the rows of runs."""
+    path = tmp_path / "st"
+    with open_store(path, create=True) as store:
+        make_run(store, "a")
+        make_run(store, "b", seed=2)
+        with survey(store) as found:
+            leaf = found._lookup._places[b"ra"].offset // 4096
+    data = bytearray((path / "data.mdb").read_bytes())
+    data[leaf * 4096 + 12 : leaf * 4096 + 14] = (18).to_bytes(2, "little")
+    (path / "data.mdb").write_bytes(data)
+    with open_store(path) as store:
+        for operation in (find, collect):
+            with pytest.raises(DamagedError, match=f"nothing is known to be garbage.*page {leaf}"):
+                operation(store, quiet)
+    assert (path / "data.mdb").read_bytes() == data
 
 
 def test_progress_is_told_by_snapshots(store, make_run):
