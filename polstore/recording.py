@@ -27,6 +27,7 @@ from polstore.codec.live.samples import dataset_hashes
 from polstore.codec.live.state import LiveState, hyperparameters
 from polstore.codec.quantise import FIDELITIES
 from polstore.errors import ExistsError, MissingError, TrainingError, UsageError
+from polstore.inherited import store_inherited
 from polstore.not_before import check_checkpoint
 from polstore.reader import open_archive
 from polstore.recorder import Recorder
@@ -324,7 +325,10 @@ def _created(
     committed, hashes = _commit_dataset(dataset, salt, progress)
     manifest, hypers = declaration.manifest(live, committed, initial.digest, inherited)
     row = RunRow(salt, hashlib.sha256(hashes).digest(), 0, 0, 0, complete=False)
-    blobs = [hypers, hashes] if declaration.parent is None else [hypers, hashes, names_blob(inherited)]
+    blobs = [hypers, hashes]
+    if declaration.parent is not None:
+        blobs.append(names_blob(inherited))
+        store_inherited(store, initial.committed, declaration.parent.snapshot)
     return RunWriter.begin(store, manifest, row, initial.parts, initial.scalars, blobs), Position(), 0
 
 
