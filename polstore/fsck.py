@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from polstore.codec.frames import StoredSnapshot
 from polstore.errors import DamagedError, MalformedError, MissingError, SignatureError
 from polstore.ledger_audit import audit
 from polstore.reader import Run
@@ -108,12 +109,22 @@ def check_store(store: Store, progress: Callable[[str, int, int], None], keys: S
 def _check_contents(report: Report, store: Store, progress: Callable[[str, int, int], None]) -> None:
     with store.read() as view:
         digests = list(view.blob_digests())
+        records = list(view.stored_snapshot_digests())
         names = view.runs()
     for done, digest in enumerate(digests, 1):
         with store.read() as view:
             _attempt(report, f"blob {digest.hex()}", "what is named below", lambda: view.get_blob(digest))  # noqa: B023 # called at once
         progress("blobs", done, len(digests))
     report.blobs = len(digests)
+    for done, digest in enumerate(records, 1):
+        with store.read() as view:
+            _attempt(
+                report,
+                f"record of snapshot {digest.hex()}",
+                "what is named below",
+                lambda: _check_record(view, digest),  # noqa: B023 # called at once
+            )
+        progress("records", done, len(records))
     for name in names:
         _check_run(report, store, name, progress)
     report.runs = len(names)
@@ -122,6 +133,16 @@ def _check_contents(report: Report, store: Store, progress: Callable[[str, int, 
     report.ledger, report.not_entered = found.leaves, found.not_entered
     for what, error, cost in found.damages:
         _damage(report, what, error, cost)
+
+
+def _check_record(view: Reader, digest: bytes) -> None:
+    """Check a stored snapshot's record by itself, for no run may need it; its frames come when it is decoded."""
+    try:
+        stored = StoredSnapshot.parse(view.stored_snapshot(digest))
+    except MalformedError as error:
+        raise DamagedError(str(error)) from error
+    if stored.state_digest != digest:
+        raise DamagedError("is not the one it stands for", expected=digest, got=stored.state_digest)
 
 
 def _check_run(report: Report, store: Store, name: str, progress: Callable[[str, int, int], None]) -> None:

@@ -56,7 +56,7 @@ def test_a_sound_store(path):
     assert (report.runs, report.snapshots, report.damages) == (2, 12, [])
     assert (report.ledger, report.not_entered) == (2, [])
     assert seen[-2:] == [("snapshots", 6, 6), ("ledger", 2, 2)]
-    assert {told[0] for told in seen} == {"blobs", "snapshots", "ledger"}
+    assert {told[0] for told in seen} == {"blobs", "records", "snapshots", "ledger"}
 
 
 def keys(path):
@@ -190,6 +190,17 @@ def test_a_lost_hash_of_the_last_leaf_hides_nothing_else(path):
     named = {damage.what: damage.cost for damage in check(path).damages}
     assert named["run a, tree"] == "all proofs of run a"
     assert named["snapshot at step 6 of run a"] == "segments 2 and 3 of run a"
+
+
+def test_a_record_that_no_run_needs_is_checked_too(path):
+    """A repack reads it, to know which blobs it must leave alone."""
+    description = keys(path)["description"]
+    with raw(path) as transaction:
+        transaction.put(b"d" + bytes(32), b"no record")
+        transaction.put(b"d" + bytes(31) + b"1", transaction.get(description))
+    first, second = check(path).damages
+    assert first.what == f"record of snapshot {bytes(32).hex()}"
+    assert (second.what[-2:], "is not the one it stands for" in second.error) == ("31", True)
 
 
 def test_lost_snapshots_are_named_with_their_segments(path):
