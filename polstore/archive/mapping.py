@@ -4,7 +4,7 @@ A ``state_dict`` does not say which of its tensors are parameters. The rule: int
 name ends in ``running_mean``, ``running_var`` or ``num_batches_tracked``, are called ``buffer/<name>``, all others
 ``parameter/<name>``. Nor does an optimizer's state say whose it is. It goes by the names that it holds itself (torch
 2.6 and later can), or, for one group of exactly the model's parameters whose shapes fit, by their order; otherwise a
-parameter is called ``#<group>.<place>``. Nothing that was saved is left out, and nothing is guessed beyond this.
+parameter is called ``#<group>.<place>``. Nothing that was loaded is left out, and nothing is guessed beyond this.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Knows these layouts, by name:
 
-    huggingface   folders checkpoint-<step> with model.safetensors or pytorch_model.bin, optimizer.pt, scheduler.pt
+    huggingface   folders checkpoint-<step> with model.safetensors, pytorch_model.bin, parts of either, or
+                  adapter_model.safetensors or .bin; optimizer.pt, scheduler.pt, scaler.pt, trainer_state.json
     paper         files model_step_<n>, as the paper's own code writes them, and indices.npy
     lightning     *.ckpt
     torch         *.pt, *.pth, *.bin, written by torch.save
