@@ -1,10 +1,10 @@
 """Reading saved trainings: torch.save files, Hugging Face folders, Lightning files, safetensors.
 
 torch.load is called with ``weights_only=True`` and never otherwise: a file that needs more could run its author's
-code, and is refused. torch checks no checksum of its files, so that is done here. Of a folder the model, ``optimizer.pt``,
-``scheduler.pt``, ``scaler.pt`` and ``trainer_state.json`` without its log are read; RNG states and arguments need more than
-``weights_only=True``. What is read is sorted into the model's tensors, the optimizers' states and the rest; nothing is
-renamed.
+code, and is refused. torch checks no checksum of its files, so that is done here. Of a folder the model,
+``optimizer.pt``, ``scheduler.pt``, ``scaler.pt`` and ``trainer_state.json`` without its log are read; RNG states and
+arguments need more than ``weights_only=True``. What is read is sorted into the model's tensors, the optimizers' states
+and the rest; nothing is renamed.
 """
 
 from __future__ import annotations
