@@ -2,8 +2,10 @@
 
 In a run of fidelity ``compact-writeback`` each snapshot is stored against the one before, back to a keyframe: up to 64
 for the sake of one. Such a one is stored anew here: the first exactly and by itself, others against that one. What is
-stored against another snapshot of the same bundle stays as it is. How a snapshot is stored is no part of any commitment
-(specs/codec.md), so the verifier need not know. The store itself is left alone.
+stored against another snapshot of the same bundle stays as it is. A snapshot 0 that is stored against the last one of a
+parent (`polstore.inherited`) is stored anew as well, by itself, so that nothing else of the parent is shown. How a
+snapshot is stored is no part of any commitment (specs/codec.md), so the verifier need not know. The store itself stays
+as it is.
 """
 
 from __future__ import annotations
@@ -55,15 +57,29 @@ class Carried:
         wanted = frozenset(digests)
         first: Snapshot | None = None
         for digest in digests:
-            chain = run.stored_snapshots(digest)
+            chain = self._own(run.stored_snapshots(digest))
             if len(chain) <= LONGEST:
-                self.records.update((stored.state_digest, stored) for stored in chain)
+                for stored in chain:
+                    self._take(stored)
             elif chain[0].base in wanted:
                 self.records[digest] = chain[0]
             else:
                 snapshot = run.snapshot(digest)
                 self._store(snapshot, first)
                 first = snapshot if first is None else first
+
+    def _own(self, chain: list[frames.StoredSnapshot]) -> list[frames.StoredSnapshot]:
+        """Return that part of a chain that is of the run itself: up to its snapshot 0."""
+        digests = [stored.state_digest for stored in chain]
+        initial = self._run.manifest.initial.state
+        return chain[: digests.index(initial) + 1] if initial in digests else chain
+
+    def _take(self, stored: frames.StoredSnapshot) -> None:
+        digest = stored.state_digest
+        if stored.base is None or digest != self._run.manifest.initial.state:
+            self.records[digest] = stored
+        elif digest not in self.records:
+            self._store(self._run.snapshot(digest), None)
 
     def _store(self, snapshot: Snapshot, base: Snapshot | None) -> None:
         stored, blobs, _ = frames.encode(snapshot, base, "lossless")  # which compares what it writes

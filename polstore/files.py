@@ -61,10 +61,11 @@ def write_atomic(path: Path | str, data: bytes | Iterable[bytes], *, mode: int =
     """Write a file whole, or not at all.
 
     The bytes go into a temporary file beside it, which is synced and renamed. When this returns, the file survives a
-    power loss; when it raises, the old file is as it was and nothing is left behind.
+    power loss; when it raises, the old file is as it was and nothing is left behind. What is no regular file (a pipe,
+    ``/dev/null``, ``/dev/stdout``) is written into, and must not be replaced: root would lose the device.
 
     Args:
-        path: the file; a symbolic link is itself replaced, not what it points to.
+        path: the file; a symbolic link to a regular file is itself replaced, not what it points to.
         data: the bytes, or pieces of them in order.
         mode: permission bits of the new file, before the umask.
         overwrite: whether an existing file may be replaced.
@@ -80,6 +81,10 @@ def write_atomic(path: Path | str, data: bytes | Iterable[bytes], *, mode: int =
     try:
         if path.is_dir() or (not overwrite and os.path.lexists(path)):
             raise ExistsError(f"{path} exists already")
+        if _is_special(path):
+            with path.open("wb") as file:
+                file.writelines((data,) if isinstance(data, bytes) else data)
+            return
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
             with os.fdopen(descriptor, "wb") as file:
@@ -133,6 +138,13 @@ def probe_full(directory: Path, length: int) -> bool:
     except OSError as error:
         return error.errno in FULL
     return False
+
+
+def _is_special(path: Path) -> bool:
+    """Return whether a path leads to a device, pipe or socket, or to whatever an open descriptor is."""
+    if path.is_symlink() and str(path.readlink()).startswith("/proc/"):
+        return True  # /dev/stdout, which may be a regular file just now
+    return path.exists() and not path.is_file()
 
 
 def _put_in_place(temporary: Path, path: Path, *, overwrite: bool) -> None:

@@ -1,24 +1,30 @@
 """Checking a whole store: every page, blob, record, node, snapshot and signed root, the ledger, and what damage costs.
 
 LMDB is kept out of it, since it may crash on a damaged page: the data file is read by `polstore.storage.survey`.
-Changes nothing. Hashes are checked, signatures are not: that needs a key and is polverify's part.
+Changes nothing. Signatures are checked under the keys that are given; without any, hashes and shapes alone are.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from polstore.errors import DamagedError, MissingError
+from polstore.codec.frames import StoredSnapshot
+from polstore.errors import DamagedError, MalformedError, MissingError, SignatureError
 from polstore.ledger_audit import audit
 from polstore.reader import Run
 from polstore.storage.survey import survey
 from polstore.wire import merkle
+from polstore.wire.checkpoint import open_root
+from polstore.wire.note import parse as parse_note
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
+    from polstore.storage.reader import Reader
     from polstore.storage.store import Store
+    from polstore.wire.keys import VerifierKey
     from polstore.wire.manifest import Manifest
     from polstore.wire.segment import SegmentRecord
 
@@ -38,12 +44,25 @@ class Damage:
 
 @dataclass
 class Report:
-    """What a check of a store found; ``not_entered`` are signed roots that its ledger lacks, which is no damage."""
+    """What a check of a store found.
+
+    Attributes:
+        blobs: how many there are, damaged ones included; likewise the next three.
+        snapshots: of all runs.
+        runs: that are listed.
+        ledger: leaves of the ledger.
+        signatures: signed roots and heads of the ledger that a given key has signed.
+        other_signers: signed roots and heads that no given key has signed; empty without keys. No damage.
+        not_entered: signed roots that the ledger lacks. No damage.
+        damages: what is wrong.
+    """
 
     blobs: int = 0
     snapshots: int = 0
     runs: int = 0
     ledger: int = 0
+    signatures: int = 0
+    other_signers: list[str] = field(default_factory=list)
     not_entered: list[str] = field(default_factory=list)
     damages: list[Damage] = field(default_factory=list)
 
@@ -54,17 +73,20 @@ class Report:
             "snapshots": self.snapshots,
             "runs": self.runs,
             "ledger": self.ledger,
+            "signatures": self.signatures,
+            "other_signers": self.other_signers,
             "not_entered": self.not_entered,
             "damages": [vars(damage) for damage in self.damages],
         }
 
 
-def check_store(store: Store, progress: Callable[[str, int, int], None]) -> Report:
+def check_store(store: Store, progress: Callable[[str, int, int], None], keys: Sequence[VerifierKey] = ()) -> Report:
     """Check everything in a store.
 
     Args:
         store: an open store; may be recorded into meanwhile, and is checked as it was when this began.
         progress: told (what is being checked, done, in all).
+        keys: under which signatures are checked. What others have signed is listed, not judged.
 
     Raises:
         CallerError: the data file cannot be read, or has a layout that is not known here.
@@ -78,18 +100,31 @@ def check_store(store: Store, progress: Callable[[str, int, int], None]) -> Repo
         for name in found.lost:
             _damage(report, f"run {name}", "its row is lost", "the whole run")
         _check_contents(report, found, progress)
+        if keys:
+            with found.read() as view:
+                _check_signatures(report, view, keys)
     return report
 
 
 def _check_contents(report: Report, store: Store, progress: Callable[[str, int, int], None]) -> None:
     with store.read() as view:
         digests = list(view.blob_digests())
+        records = list(view.stored_snapshot_digests())
         names = view.runs()
     for done, digest in enumerate(digests, 1):
         with store.read() as view:
             _attempt(report, f"blob {digest.hex()}", "what is named below", lambda: view.get_blob(digest))  # noqa: B023 # called at once
         progress("blobs", done, len(digests))
     report.blobs = len(digests)
+    for done, digest in enumerate(records, 1):
+        with store.read() as view:
+            _attempt(
+                report,
+                f"record of snapshot {digest.hex()}",
+                "what is named below",
+                lambda: _check_record(view, digest),  # noqa: B023 # called at once
+            )
+        progress("records", done, len(records))
     for name in names:
         _check_run(report, store, name, progress)
     report.runs = len(names)
@@ -100,6 +135,16 @@ def _check_contents(report: Report, store: Store, progress: Callable[[str, int, 
         _damage(report, what, error, cost)
 
 
+def _check_record(view: Reader, digest: bytes) -> None:
+    """Check a stored snapshot's record by itself, for no run may need it; its frames come when it is decoded."""
+    try:
+        stored = StoredSnapshot.parse(view.stored_snapshot(digest))
+    except MalformedError as error:
+        raise DamagedError(str(error)) from error
+    if stored.state_digest != digest:
+        raise DamagedError("is not the one it stands for", expected=digest, got=stored.state_digest)
+
+
 def _check_run(report: Report, store: Store, name: str, progress: Callable[[str, int, int], None]) -> None:
     run = _attempt(report, f"run {name}", "the whole run", lambda: Run(store, name))
     if run is None:
@@ -107,12 +152,17 @@ def _check_run(report: Report, store: Store, name: str, progress: Callable[[str,
     manifest = _attempt(report, f"run {name}, manifest", "the whole run", lambda: run.manifest)
     if manifest is None:
         return
-    records = [_check_segment(report, run, index) for index in range(run.size() - 1)]
+    size = _attempt(report, f"run {name}, tree", f"all proofs of run {name}", run.size)
+    records: list[SegmentRecord | None] = (
+        [None] if size is None else [_check_segment(report, run, index) for index in range(size - 1)]
+    )
     _check_joints(report, run, manifest, records)
     _attempt(report, f"run {name}, data for proofs", "all its proofs", lambda: _check_private(run, manifest))
-    ends = None if None in records else [0, *(record.end_step for record in records if record is not None)]
-    _check_snapshots(report, run, ends, progress)
-    if ends is not None:
+    states: dict[int, bytes] | None = None
+    if None not in records:
+        states = {0: manifest.initial.state} | {record.end_step: record.end_state for record in records if record}
+    _check_snapshots(report, run, states, progress)
+    if states is not None:
         _attempt(report, f"run {name}, tree", "its inclusion proofs", lambda: _check_tree(store, run))
     for size in run.signed_sizes():
         _attempt(report, f"run {name}, signed root of size {size}", "that root", lambda: _check_root(run, size))  # noqa: B023 # called at once
@@ -140,21 +190,34 @@ def _check_joints(report: Report, run: Run, manifest: Manifest, records: list[Se
 
 
 def _check_snapshots(
-    report: Report, run: Run, ends: list[int] | None, progress: Callable[[str, int, int], None]
+    report: Report, run: Run, states: dict[int, bytes] | None, progress: Callable[[str, int, int], None]
 ) -> None:
-    """Decode every snapshot; ``ends`` are the steps that the records name, or None where some cannot be read."""
-    steps = run.snapshots
-    if ends is not None and steps != ends:
-        wrong = min(set(steps) ^ set(ends))
-        state = "is missing" if wrong in ends else "belongs to no segment"
-        _damage(report, f"snapshot at step {wrong} of run {run.name}", state, f"the end of run {run.name}")
-    for number, step in enumerate(steps):
-        around = [f"{index}" for index in (number - 1, number) if 0 <= index < len(steps) - 1]
-        kind = "segments" if len(around) > 1 else "segment"
-        cost = f"{kind} {' and '.join(around)} of run {run.name}" if around else f"run {run.name}"
-        _attempt(report, f"snapshot at step {step} of run {run.name}", cost, lambda: run.state(step))  # noqa: B023
-        report.snapshots += 1
-        progress("snapshots", number + 1, len(steps))
+    """Decode every snapshot; ``states`` are those that the records name, by step, None where some cannot be read."""
+    present = run.snapshots
+    places = {step: number for number, step in enumerate(present if states is None else states)}
+    steps = sorted({*present, *places})
+    for done, step in enumerate(steps, 1):
+        what = f"snapshot at step {step} of run {run.name}"
+        if step in places:
+            cost = _cost(run, places[step], len(places) - 1)
+            _attempt(report, what, cost, lambda: _check_state(run, step, (states or {}).get(step)))  # noqa: B023 # called at once
+        else:
+            _damage(report, what, "belongs to no segment", f"the end of run {run.name}")
+        progress("snapshots", done, len(steps))
+    report.snapshots += len(present)
+
+
+def _check_state(run: Run, step: int, expected: bytes | None) -> None:
+    digest = run.state(step).digest()
+    if expected is not None and digest != expected:
+        raise DamagedError("is not the one that the segment records name", expected=expected, got=digest)
+
+
+def _cost(run: Run, number: int, segments: int) -> str:
+    """Say which of a run's segments begin or end with snapshot ``number``."""
+    around = [f"{index}" for index in (number - 1, number) if 0 <= index < segments]
+    kind = "segments" if len(around) > 1 else "segment"
+    return f"{kind} {' and '.join(around)} of run {run.name}" if around else f"run {run.name}"
 
 
 def _check_private(run: Run, manifest: Manifest) -> None:
@@ -163,6 +226,8 @@ def _check_private(run: Run, manifest: Manifest) -> None:
     if root != manifest.dataset.root:
         raise DamagedError("sample hashes do not lead to the dataset's root", expected=manifest.dataset.root, got=root)
     run.blob(manifest.optimizer.hyperparameters)
+    if manifest.initial.parent is not None:
+        run.blob(manifest.initial.parent.inherited)
 
 
 def _check_tree(store: Store, run: Run) -> None:
@@ -186,6 +251,35 @@ def _check_root(run: Run, size: int) -> None:
         raise DamagedError(
             "signed root", expected=f"{size} {root.hex()}", got=f"{checkpoint.size} {checkpoint.root.hex()}"
         )
+
+
+def _check_signatures(report: Report, view: Reader, keys: Sequence[VerifierKey]) -> None:
+    """Check what the given keys have signed; what cannot be read is damaged, and was named before."""
+    for what, read in _signed(view):
+        try:
+            data = read()
+            by = {(signature.name, signature.key_id) for signature in parse_note(data).signatures}
+        except (DamagedError, MissingError, MalformedError):
+            continue
+        signers = [key for key in keys if (key.name, key.key_id) in by]
+        if not signers:
+            report.other_signers.append(what)
+            continue
+        try:
+            open_root(data, signers)
+        except (SignatureError, MalformedError) as error:
+            _damage(report, what, str(error), "that signature")
+        else:
+            report.signatures += 1
+
+
+def _signed(view: Reader) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """Yield everything that is signed: what it is, and how to read it."""
+    for name in view.runs():
+        for size in view.roots(name):
+            yield f"run {name}, signed root of size {size}", partial(view.root, name, size)
+    for size in view.ledger.heads():
+        yield f"head of the ledger over {size} leaves", partial(view.ledger.head, size)
 
 
 def _attempt(report: Report, what: str, cost: str, check: Callable[[], T]) -> T | None:

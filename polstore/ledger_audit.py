@@ -1,7 +1,7 @@
 """Checking the ledger of a store: every leaf, tree node, index entry and head, and the signed roots it enters.
 
 Changes nothing and hashes everything anew, from the leaves' bytes up, in memory that does not grow with the ledger.
-Signatures are not checked, only their shape: checking them needs a key and is polverify's part.
+Signatures are not checked, only their shape: that needs a key, see `polstore.fsck`.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from polstore.codec import frames
 from polstore.codec.frames import StoredSnapshot
 from polstore.codec.stored import MAX_RECORD
 from polstore.errors import DamagedError, MalformedError, MissingError
@@ -148,6 +149,7 @@ class _Publication:
         self.dataset = self.own.below(DATASET)
         self.log, self.run = log, log.run
         self.needed: dict[str, int] = {}  # shared files -> bytes
+        self.made: dict[bytes, bytes] = {}  # frames of a snapshot that is stored anew, which the store need not have
 
     def publish(self, progress: Callable[[str, int, int], None]) -> Published:
         done = exported_size(self.log, self.own)  # before anything is written: it may be another run's folder
@@ -185,8 +187,9 @@ class _Publication:
     def _blob(self, digest: bytes) -> None:
         name = blob_name(digest)
         if name not in self.needed:
-            size = self.run.blob_size(digest)
-            self.shared.add(name, size, lambda: self.run.blob(digest))
+            made = self.made.get(digest)
+            size = self.run.blob_size(digest) if made is None else len(made)
+            self.shared.add(name, size, lambda: self.run.blob(digest) if made is None else made)
             self.needed[name] = size
 
     def _snapshot(self, digest: bytes) -> None:
@@ -199,7 +202,7 @@ class _Publication:
         while wanted is not None and snapshot_name(wanted) not in self.needed:
             data = self.shared.read(snapshot_name(wanted), MAX_RECORD)
             if data is None:
-                stored = self.run.stored_snapshots(wanted)[0]
+                stored = self._alone(self.run.stored_snapshots(wanted)[0])
                 missing.append(stored)
             else:
                 stored = self._published(wanted, data)
@@ -212,6 +215,13 @@ class _Publication:
             name, data = snapshot_name(stored.state_digest), stored.encode()
             self.shared.replace(name, data)
             self.needed[name] = len(data)
+
+    def _alone(self, stored: StoredSnapshot) -> StoredSnapshot:
+        """Return how a snapshot is stored; a snapshot 0 anew, by itself, so that no other of a parent is published."""
+        if stored.base is None or stored.state_digest != self.run.manifest.initial.state:
+            return stored
+        anew, self.made, _ = frames.encode(self.run.snapshot(stored.state_digest), None, "lossless")
+        return anew
 
     def _published(self, digest: bytes, data: bytes) -> StoredSnapshot:
         place = self.shared.directory / snapshot_name(digest)

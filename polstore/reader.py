@@ -4,7 +4,7 @@
         for name in archive.runs():
             run = archive.run(name)
             print(name, run.manifest.recipe, len(run.segments))
-            weights = run.state(run.snapshots[-1])
+            weights = run.arrays(run.snapshots[-1])
 
 Imports no torch. Writes nothing but what `Run.export` is asked to. What it returns was checked against hashes, not
 against a signature: that is polverify's part.
@@ -17,11 +17,12 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, overload
 
-from safetensors import TensorSpec, serialize
+from safetensors import SafetensorError, TensorSpec, serialize
 
+from polstore.arrays import to_numpy
 from polstore.codec import frames
 from polstore.codec.chain import Chain
-from polstore.errors import DamagedError, MalformedError, MerkleError, MissingError
+from polstore.errors import CallerError, DamagedError, MalformedError, MerkleError, MissingError
 from polstore.files import write_atomic
 from polstore.ledger import Ledger
 from polstore.run_row import RunRow
@@ -39,7 +40,9 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from polstore.codec.snapshot import Snapshot, Tensor
+    import torch
+
+    from polstore.codec.snapshot import Array, Snapshot, Tensor
     from polstore.storage.reader import Reader
     from polstore.storage.store import Store
     from polstore.wire.state import TensorEntry
@@ -150,6 +153,8 @@ class Run:
     def state(self, step: int) -> Snapshot:
         """Return the snapshot at ``step``, checked against its state digest.
 
+        Which digest belongs to a step is the store's own note; `polstore fsck`, a copy and a proof compare it with the
+        segment records, and this does not, so that a state can be read where its record is damaged.
         The base of a snapshot is decoded anew unless somebody holds it, so in a loop over all steps keep the last one.
 
         Raises:
@@ -185,6 +190,27 @@ class Run:
         digest = self._digest_at(step)
         with self._own(f"tensor {name} of snapshot {digest.hex()[:16]} of run {self.name}"):
             return self._chain.tensor(digest, name)
+
+    def arrays(self, step: int) -> dict[str, Array]:
+        """Return all tensors at ``step`` by name, as read-only arrays of numpy in their shapes.
+
+        bfloat16 and float8, which numpy does not know, come as unsigned integers that hold the bits. Raises as `state`
+        does.
+        """
+        return {tensor.name: to_numpy(tensor) for tensor in self.state(step).tensors}
+
+    def array(self, step: int, name: str) -> Array:
+        """Return one tensor at ``step`` as `arrays` does, decoding no other; raises as `tensor` does."""
+        return to_numpy(self.tensor(step, name))
+
+    def torch_tensors(self, step: int) -> dict[str, torch.Tensor]:
+        """Return all tensors at ``step`` by name, as new torch tensors on the CPU, which is all here that needs torch.
+
+        Raises as `state` does, and `TrainingError` for a dtype that this torch does not have.
+        """
+        from polstore.codec.live.arrays import to_torch
+
+        return {tensor.name: to_torch(tensor) for tensor in self.state(step).tensors}
 
     def stored_snapshots(self, digest: bytes) -> list[frames.StoredSnapshot]:
         """Return the description of a stored snapshot, followed by those of its bases, nearest first."""
@@ -282,20 +308,25 @@ class Run:
         """Write the model's parameters and buffers at ``step`` as a safetensors file, under their own names.
 
         Raises:
-            MissingError: there is no snapshot at that step.
+            MissingError: there is no snapshot at that step, or no directory to write to.
+            DamagedError: what is stored does not decode to it.
+            CallerError: a tensor of a dtype that safetensors does not have, or a file that may not be written.
             FullError: no room left on the device.
         """
         state = self.state(step)  # its arrays must outlive the specs, which hold bare addresses
         tensors = {}
-        for tensor in state.tensors:
-            kind, _, name = tensor.name.partition("/")
-            if kind in ("parameter", "buffer"):
-                address, length = tensor.data.ctypes.data, tensor.data.nbytes
-                tensors[name] = TensorSpec(
-                    dtype=tensor.dtype, shape=list(tensor.shape), data_ptr=address, data_len=length
-                )
-        metadata = {"run": self.name, "step": str(step), "format": "pt"}
-        write_atomic(path, serialize(tensors, metadata))
+        try:
+            for tensor in state.tensors:
+                kind, _, name = tensor.name.partition("/")
+                if kind in ("parameter", "buffer"):
+                    address, length = tensor.data.ctypes.data, tensor.data.nbytes
+                    tensors[name] = TensorSpec(
+                        dtype=tensor.dtype, shape=list(tensor.shape), data_ptr=address, data_len=length
+                    )
+            data = serialize(tensors, {"run": self.name, "step": str(step), "format": "pt"})
+        except SafetensorError as error:
+            raise CallerError(f"run {self.name} at step {step} fits no safetensors file: {error}") from error
+        write_atomic(path, data)
 
     def _checkpoint(self, signed: bytes, size: int) -> Checkpoint:
         with self._own(f"signed root over {size} leaves of run {self.name}"):

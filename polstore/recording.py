@@ -27,6 +27,7 @@ from polstore.codec.live.samples import dataset_hashes
 from polstore.codec.live.state import LiveState, hyperparameters
 from polstore.codec.quantise import FIDELITIES
 from polstore.errors import ExistsError, MissingError, TrainingError, UsageError
+from polstore.inherited import store_inherited
 from polstore.not_before import check_checkpoint
 from polstore.reader import open_archive
 from polstore.recorder import Recorder
@@ -111,7 +112,9 @@ def record(
         parent: ``STORE`` or ``STORE:RUN``, a signed run whose last snapshot this one starts from: parameters and
             buffers of the same name, shape and dtype are put into the model. The rest is as it was built.
         parent_root: the signed root of the parent to start under; its newest one if None.
-        fidelity: ``float16-writeback`` or ``lossless``.
+        fidelity: what is kept of a state (specs/codec.md): ``float16-writeback`` and ``compact-writeback`` round it and
+            let training go on from the rounded values, ``float16`` rounds and leaves training alone, ``lossless`` keeps
+            every bit.
         dataset: what to commit to; the loader's dataset if None.
         not_before: a recent checkpoint note with its witnesses' cosignatures, to show that training began after it.
         resume: go on from the run's last snapshot, which is put into the live objects; begin if there is no such run.
@@ -322,7 +325,10 @@ def _created(
     committed, hashes = _commit_dataset(dataset, salt, progress)
     manifest, hypers = declaration.manifest(live, committed, initial.digest, inherited)
     row = RunRow(salt, hashlib.sha256(hashes).digest(), 0, 0, 0, complete=False)
-    blobs = [hypers, hashes] if declaration.parent is None else [hypers, hashes, names_blob(inherited)]
+    blobs = [hypers, hashes]
+    if declaration.parent is not None:
+        blobs.append(names_blob(inherited))
+        store_inherited(store, initial.committed, declaration.parent.snapshot)
     return RunWriter.begin(store, manifest, row, initial.parts, initial.scalars, blobs), Position(), 0
 
 

@@ -93,7 +93,7 @@ def copy_runs(
         FullError: no room on the device; copy again once there is some.
     """
     if source.path == destination.path:
-        raise UsageError("source and destination are the same store", got=str(source.path))
+        raise UsageError(f"source and destination are the same store, {source.path}")
     with destination.exclusive():
         with source.read() as view:
             names = view.runs()
@@ -162,8 +162,8 @@ class _Job:
         needs = extent.needs
         what = f"copying snapshots of {extent.name}"
         for done, digest in enumerate(dict.fromkeys(needs.snapshots.values()), 1):
-            for link in self._missing_chain(digest):
-                self._copy_snapshot(link, copied)
+            while chain := self._missing_chain(digest):
+                self._copy_snapshot(chain[0], copied)
             self._progress(what, done, len(needs.snapshots))
         self._copy_blobs(needs, copied)
 
@@ -188,7 +188,12 @@ class _Job:
         return chain[::-1]
 
     def _copy_snapshot(self, digest: bytes, copied: Copied) -> None:
+        """Copy a snapshot whose base the destination has; do nothing where a repack has just given it another."""
         stored, blobs = fetch_stored(self._source, digest)
+        if stored.base is not None:
+            with self._destination.read() as view:
+                if not view.has_snapshot(stored.base):
+                    return
         self._states.decode(stored, blobs)  # leads to the state digest, or raises
 
         def work(transaction: Writer) -> tuple[int, int]:

@@ -1,7 +1,8 @@
 """Finding and deleting what no run needs: blobs and stored snapshots left behind by copies, repacks and failures.
 
 What is needed is found out and the rest deleted in one transaction, under the recording lock, so nothing that a
-recording under way refers to can go. A record that cannot be read stops the whole of it: what it needs is not known.
+recording under way refers to can go. A record that cannot be read stops the whole of it, since what it needs is not
+known. So does a damaged page or key, which could hide a whole run.
 The data file does not shrink; LMDB uses the freed pages again.
 """
 
@@ -11,6 +12,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from polstore.archive.references import store_needs
+from polstore.errors import DamagedError
+from polstore.storage.survey import survey
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,9 +58,10 @@ def find(store: Store, progress: Callable[[str, int, int], None]) -> Garbage:
         progress: told (what is being read, done, in all).
 
     Raises:
-        DamagedError: a record that cannot be read, so it is not known what it needs.
+        DamagedError: a page, key or record is damaged, so it is not known what is needed.
         MissingError: a stored snapshot that a run needs is not there.
     """
+    _require_sound(store)
     with store.read() as view:
         return _find(view, progress, deleted=False)
 
@@ -82,7 +86,18 @@ def collect(store: Store, progress: Callable[[str, int, int], None]) -> Garbage:
         return garbage
 
     with store.exclusive():
+        _require_sound(store)
         return store.write(work)
+
+
+def _require_sound(store: Store) -> None:
+    """Require that every key of every run can be seen: one flipped bit can hide many, and LMDB has no checksums."""
+    with survey(store) as found:
+        wrong = [f"page {page} {what}" for page, what in found.damages]
+        wrong += [f"key {key.hex()} is none that a store has" for key in found.foreign]
+        wrong += [f"the row of run {name} is lost" for name in found.lost]
+    if wrong:
+        raise DamagedError(f"in a damaged store nothing is known to be garbage, see polstore fsck: {wrong[0]}")
 
 
 def _find(view: Reader, progress: Callable[[str, int, int], None], *, deleted: bool) -> Garbage:

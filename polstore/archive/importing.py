@@ -9,6 +9,7 @@ extension of the manifest (`polstore.archive.provenance`). Snapshots are kept to
 from __future__ import annotations
 
 import hashlib
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,7 @@ from polstore.wire.randomness import SEED_SIZE
 from polstore.wire.steps import Microbatch, Step, Steps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from polstore.codec.snapshot import Snapshot
@@ -100,7 +101,9 @@ def import_run(
     steps = list(files)
     loaded = load(files[0])
     initial = _snapshot(files[0], loaded, 0)
-    manifest, hypers = _manifest(run, layout, first, steps, initial, loaded)
+    with _named(files[0]):
+        hypers = canonical.encode(hyperparameters(loaded))
+    manifest = _manifest(run, layout, first, steps, initial, hypers)
     indices = _indices(path, ordered[-1][0]) if layout == "paper" else None
     with store.exclusive():
         writer, have = _begin(store, manifest, hypers, initial, files)
@@ -145,25 +148,31 @@ def _ordered(sources: list[Source], progress: Callable[[str, int, int], None]) -
         if step is None or step > MAX_INDEX:
             raise TrainingError(f"{source.path} states no step", expected="a number in its name or content", got=step)
         if step in found:
-            raise TrainingError(f"{source.path} is of the same step as {found[step].path}", got=step)
+            raise TrainingError(f"{source.path} is of the same step as {found[step].path}: {step}")
         found[step] = source
         progress("looking at files", done, len(sources))
     return sorted(found.items())
 
 
 def _snapshot(path: Path, loaded: Loaded, step: int) -> Snapshot:
-    try:
+    with _named(path):
         return to_snapshot(loaded, step)
-    except (MalformedError, TrainingError) as error:
-        raise TrainingError(f"{path} cannot be committed: {error}") from error
 
 
-def _manifest(
-    run: str, layout: str, first: int, steps: list[int], initial: Snapshot, loaded: Loaded
-) -> tuple[Manifest, bytes]:
-    """Return a manifest that claims no more than is known, and the blob of hyperparameters that it refers to."""
-    hypers = canonical.encode(hyperparameters(loaded))
-    manifest = Manifest(
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Name the file whose content cannot be committed."""
+    try:
+        yield
+    # RuntimeError: nested without end, or a tensor that is larger than the memory; UnicodeEncodeError: a name
+    except (MalformedError, TrainingError, RuntimeError, UnicodeEncodeError) as error:
+        reason = " ".join(str(error).split())
+        raise TrainingError(f"{path} cannot be committed: {reason[:300]}") from error
+
+
+def _manifest(run: str, layout: str, first: int, steps: list[int], initial: Snapshot, hypers: bytes) -> Manifest:
+    """Return a manifest that claims no more than is known; ``hypers`` is the blob of hyperparameters."""
+    return Manifest(
         run=run,
         recipe=Recipe("none", bytes(32)),
         dataset=Dataset.not_committed(),
@@ -176,7 +185,6 @@ def _manifest(
         every=choose_every(steps),
         extensions=Provenance(layout, first).extensions(),
     )
-    return manifest, hypers
 
 
 def _begin(

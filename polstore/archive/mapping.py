@@ -4,24 +4,27 @@ A ``state_dict`` does not say which of its tensors are parameters. The rule: int
 name ends in ``running_mean``, ``running_var`` or ``num_batches_tracked``, are called ``buffer/<name>``, all others
 ``parameter/<name>``. Nor does an optimizer's state say whose it is. It goes by the names that it holds itself (torch
 2.6 and later can), or, for one group of exactly the model's parameters whose shapes fit, by their order; otherwise a
-parameter is called ``#<group>.<place>``. Nothing that was saved is left out, and nothing is guessed beyond this.
+parameter is called ``#<group>.<place>``. Nothing that was loaded is left out, and nothing is guessed beyond this.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from polstore.codec.live.arrays import to_host
-from polstore.codec.live.state import TAG
+from polstore.codec.live.state import MAX_SCALARS, TAG
 from polstore.codec.live.tree import flatten
 from polstore.codec.snapshot import Snapshot
 from polstore.errors import TrainingError
 from polstore.wire import canonical
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from polstore.archive.loading import Loaded
     from polstore.wire.canonical import Value
     from polstore.wire.steps import Groups
@@ -49,8 +52,9 @@ def to_snapshot(loaded: Loaded, step: int) -> Snapshot:
 
     for name, tensor in loaded.model.items():
         add(f"{kind_of(name, tensor)}/{name}", tensor)
-    optimizer = flatten(_plain(_optimizer_state(loaded)), "optimizer", add)
-    extras = flatten(_plain(loaded.extras), "extra", add)
+    seen = count()
+    optimizer = flatten(_plain(_optimizer_state(loaded), seen), "optimizer", add)
+    extras = flatten(_plain(loaded.extras, seen), "extra", add)
     scalars = canonical.encode((TAG, step, optimizer, extras))
     return Snapshot(tuple(to_host(name, tensors[name]) for name in sorted(tensors, key=str.encode)), scalars)
 
@@ -101,9 +105,6 @@ def _optimizer_state(loaded: Loaded) -> dict[str, Any]:
 def _names(loaded: Loaded, saved: Mapping[str, Any], first: int) -> list[list[str]]:
     """Return the names of every group's parameters; ``first`` is the number of the first group."""
     groups = saved["param_groups"]
-    for group in groups:
-        if not isinstance(group, Mapping) or not isinstance(group.get("params"), list):
-            raise TrainingError("optimizer's groups", expected="lists of parameters", got=type(group).__name__)
     own = [group.get("param_names", group["params"]) for group in groups]
     flat = [name for group in own for name in group]
     fits = all(len(names) == len(group["params"]) for names, group in zip(own, groups, strict=True))
@@ -126,12 +127,17 @@ def _fits(state: Any, shape: torch.Size) -> bool:
     return all(value.shape == shape or value.numel() == 1 for value in values if isinstance(value, torch.Tensor))
 
 
-def _plain(value: Any) -> Any:
-    """Return nested state with every kind of mapping as a dictionary, and sizes as tuples."""
+def _plain(value: Any, seen: Iterator[int]) -> Any:
+    """Return nested state with every kind of mapping as a dictionary, and sizes as tuples; ``seen`` counts its values.
+
+    What refers to the same list again and again is small in a file and would be without end here.
+    """
+    if next(seen) > MAX_SCALARS:  # each takes a byte at least
+        raise TrainingError("scalars are too many", expected=f"at most {MAX_SCALARS} bytes", got="more")
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _plain(item, seen) for key, item in value.items()}
     if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return [_plain(item, seen) for item in value]
     if isinstance(value, tuple):
-        return tuple(_plain(item) for item in value)
+        return tuple(_plain(item, seen) for item in value)
     return value

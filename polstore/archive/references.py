@@ -115,6 +115,8 @@ def run_needs(view: Reader, run: str) -> RunNeeds:
                 needs.possible.update(data[at : at + DIGEST_SIZE] for at in range(len(data) - DIGEST_SIZE + 1))
     except MalformedError as error:
         raise DamagedError(f"run {run}: {error}") from error
+    if not needs.snapshots:
+        raise DamagedError(f"run {run} has lost its manifest")
     entered = {step: view.snapshot_at(run, step) for step in view.snapshot_steps(run)}
     if entered != needs.snapshots:
         wrong = min(
@@ -139,7 +141,8 @@ def store_needs(view: Reader, runs: list[str], progress: Callable[[str, int, int
         MissingError: a stored snapshot that is needed is not there.
     """
     needs = Needs()
-    for done, run in enumerate(runs, 1):
+    done, total = 0, sum(len(view.snapshot_steps(run)) for run in runs)
+    for run in runs:
         direct = run_needs(view, run)
         needs.direct |= direct.blobs | direct.possible
         for digest in direct.snapshots.values():
@@ -147,7 +150,8 @@ def store_needs(view: Reader, runs: list[str], progress: Callable[[str, int, int
             while wanted is not None and wanted not in needs.snapshots:
                 outline = needs.snapshots[wanted] = Outline.read(view, wanted)
                 wanted = outline.base
-        progress("reading records", done, len(runs))
+            done += 1
+            progress("reading records", done, total)
     return needs
 
 

@@ -2,7 +2,8 @@
 
 Knows these layouts, by name:
 
-    huggingface   folders checkpoint-<step> with model.safetensors or pytorch_model.bin, optimizer.pt, scheduler.pt
+    huggingface   folders checkpoint-<step> with model.safetensors, pytorch_model.bin, parts of either, or
+                  adapter_model.safetensors or .bin; optimizer.pt, scheduler.pt, scaler.pt, trainer_state.json
     paper         files model_step_<n>, as the paper's own code writes them, and indices.npy
     lightning     *.ckpt
     torch         *.pt, *.pth, *.bin, written by torch.save
@@ -60,13 +61,13 @@ def find_sources(path: Path, layout: str | None) -> tuple[str, list[Source]]:
     """
     if layout is not None and layout not in LAYOUTS:
         raise UsageError("unknown layout", expected=", ".join(LAYOUTS), got=layout)
-    if not path.exists():
-        raise MissingError(f"no file or directory {path}")
     try:
+        if not path.exists():
+            raise MissingError(f"no file or directory {path}")
         entries = sorted(path.iterdir(), key=_natural) if path.is_dir() else [path]
+        found = {name: sources for name in LAYOUTS if (sources := _matching(name, path, entries))}
     except OSError as error:
         raise file_error(error, f"{path} cannot be read") from error
-    found = {name: sources for name in LAYOUTS if (sources := _matching(name, path, entries))}
     if layout is not None:
         if layout not in found:
             raise MissingError(f"{path} has no snapshots of layout {layout}")
@@ -75,7 +76,7 @@ def find_sources(path: Path, layout: str | None) -> tuple[str, list[Source]]:
         if certain in found:
             return certain, found[certain]
     if not found:
-        raise MissingError(f"{path} has no snapshots that can be imported", expected="one of " + ", ".join(LAYOUTS))
+        raise MissingError(f"{path} has no snapshots that can be imported: none of {', '.join(LAYOUTS)}")
     if len(found) > 1:
         raise UsageError(f"{path} has files of several layouts", expected="--layout " + " or ".join(found), got="none")
     return next(iter(found.items()))

@@ -105,11 +105,10 @@ def stats(store: Store, run: str | None, progress: Callable[[str, int, int], Non
         sizes = {digest: view.blob_size(digest) for digest in view.blob_digests()}
         users: dict[bytes, int] = {}  # blob -> runs that need it
         needs = {}
-        for done, name in enumerate(names, 1):
-            needs[name] = store_needs(view, [name], lambda *_: None)
+        for name in names:
+            needs[name] = store_needs(view, [name], progress)
             for digest in needs[name].blobs() & sizes.keys():
                 users[digest] = users.get(digest, 0) + 1
-            progress("reading records", done, len(names))
         result = StoreStats(ledger=view.ledger.size(), file=(store.path / DATA_FILE).stat().st_size)
         records: dict[bytes, int] = {}
         for name in names:

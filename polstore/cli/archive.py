@@ -17,6 +17,7 @@ from polstore.archive.stats import stats as store_stats
 from polstore.cli.options import AsJson, StorePath, choose_run
 from polstore.cli.reading import show_table
 from polstore.errors import DamagedError, UsageError
+from polstore.storage.keys import check_run_name
 from polstore.storage.store import open_store
 
 if TYPE_CHECKING:
@@ -154,6 +155,7 @@ def import_snapshots(
 
     It can be signed and archived, and nobody can replay it: there is no recipe.
     """
+    check_run_name(run)
     find_sources(source, layout)  # before torch is loaded, or a store is made, for nothing
     from polstore.archive.importing import import_run  # leads to torch
 

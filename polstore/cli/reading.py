@@ -16,6 +16,7 @@ from polstore.archive.provenance import Provenance
 from polstore.cli.options import AsJson, RunName, StorePath, choose_run
 from polstore.errors import DamagedError, UsageError
 from polstore.fsck import check_store
+from polstore.keyfile import load_verifier_keys
 from polstore.reader import open_archive
 from polstore.storage.store import open_store
 
@@ -63,18 +64,30 @@ def show(
         show_table(("field", "value"), [[name.replace("_", " "), value] for name, value in facts.items()])
 
 
-def fsck(store: StorePath, as_json: AsJson = False) -> None:
+def fsck(
+    store: StorePath,
+    key: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="Public keys to check signatures under; repeatable. None are, if left out."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Check all that a store holds, and name what is damaged."""
+    keys = tuple(dict.fromkeys(found for file in key or () for found in load_verifier_keys(file)))
     with terminal.progress() as progress, open_store(store, readonly=True) as opened:
-        report = check_store(opened, progress)
+        report = check_store(opened, progress, keys)
     if as_json:
         terminal.emit_json(report.as_json())
     else:
         for damage in report.damages:
             terminal.emit(terminal.text(f"damaged: {damage.what}: {damage.error}; affects {damage.cost}"))
+        for what in report.other_signers:
+            terminal.note(f"signed by none of these keys: {what}")
         for root in report.not_entered:
             terminal.note(f"not in the ledger, as it was copied or is older than that: {root}")
     size = f"{report.blobs} blobs, {report.snapshots} snapshots, {report.runs} runs and {report.ledger} ledger entries"
+    if keys:
+        size += f", {report.signatures} of them signed roots and heads whose signatures hold"
     if report.damages:
         raise DamagedError(f"{len(report.damages)} damages in {size}")
     terminal.note(f"no damage in {size}")
@@ -85,12 +98,15 @@ def export(
     store: StorePath,
     step: Annotated[int, typer.Option(metavar="N", help="Step of the snapshot.")],
     run: RunName = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write a snapshot's weights as a safetensors file."""
     _require_positive("--step", step)
     with open_archive(store) as archive:
         name = choose_run(archive.runs(), run)
         archive.run(name).export(step, out)
+    if as_json:
+        terminal.emit_json({"run": name, "step": step, "out": str(out)})
     terminal.note(f"wrote the weights of {name} at step {step} to {out}")
 
 

@@ -45,7 +45,10 @@ def record(
     steps: Annotated[
         int | None, typer.Option(metavar="N", help="Steps in all; one pass over the data if left out.")
     ] = None,
-    fidelity: Annotated[str, typer.Option(metavar="F", help="float16-writeback or lossless.")] = "float16-writeback",
+    fidelity: Annotated[
+        str,
+        typer.Option(metavar="F", help="What is kept: float16-writeback, compact-writeback, float16 or lossless."),
+    ] = "float16-writeback",
     device: Annotated[str, typer.Option(metavar="D", help="Where to train: cpu, cuda, cuda:1.")] = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last snapshot, if there is one.")] = False,
     sync: Annotated[

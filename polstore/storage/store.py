@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from polstore.errors import CallerError, DamagedError, ExistsError, MissingError, UsageError
-from polstore.files import file_error, read_file, write_atomic
+from polstore.files import file_error, read_file, sync_directory, write_atomic
 from polstore.storage import registry
 from polstore.storage.lockfile import exclusive_lock
 from polstore.storage.opening import DATA_FILE, LOCK_FILE
@@ -178,7 +178,10 @@ def _prepare(path: Path) -> None:
     """Make the directory; what a creation that was cut short has left is taken up again."""
     if path.exists() and not path.is_dir():
         raise ExistsError(f"{path} is not a directory")
+    missing = [directory for directory in (path, *path.parents) if not directory.exists()]
     path.mkdir(parents=True, exist_ok=True)
+    for directory in missing:  # what is in a directory survives a power failure only if its own name does
+        sync_directory(directory.parent)
     leftover = f".{VERSION_FILE}."  # a temporary file of `write_atomic`
     own = {DATA_FILE, LOCK_FILE}
     foreign = [file.name for file in path.iterdir() if file.name not in own and not file.name.startswith(leftover)]

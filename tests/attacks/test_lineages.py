@@ -49,7 +49,7 @@ def evidence(path, run, segments):
     with open_archive(path) as archive:
         found = archive.run(run)
         proof = prove(found, segments)
-        blobs = {digest: found.blob(digest) for digest, _ in proof.bundle.blobs}
+        blobs = {digest: proof.carried.blob(digest) for digest, _ in proof.bundle.blobs}
         return Evidence(found.signed_root(), proof.bundle, blobs)
 
 

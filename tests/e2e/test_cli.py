@@ -296,7 +296,8 @@ def test_what_a_file_claims(session, shell, name, kind, facts):
 
 def test_exported_weights_are_those_of_the_snapshot(session, shell):
     path, _ = session
-    shell.ok("polstore", "export", "--store", path / "st", "--step", 12, path / "w.safetensors")
+    said = shell.ok("polstore", "export", "--store", path / "st", "--step", 12, path / "w.safetensors", "--json")
+    assert json.loads(said) == {"run": "r", "step": 12, "out": str(path / "w.safetensors")}
     weights = load_file(path / "w.safetensors")
     with polstore.open(path / "st") as archive:
         state = archive.run("r").state(12)
@@ -315,16 +316,20 @@ def test_exported_weights_are_those_of_the_snapshot(session, shell):
 COMMANDS = {
     ("polstore", "keygen"): "--name --out --encrypt --passphrase-file --json",
     ("polstore", "pubkey"): "--key --name --passphrase-file --json",
-    ("polstore", "record"): "--store --run --every --steps --fidelity --device --resume --seed --config --not-before "
-    "--parent --parent-root --json RECIPE",
+    (
+        "polstore",
+        "record",
+    ): "--store --run --every --steps --fidelity --device --resume --sync --no-sync --seed --config "
+    "--not-before --parent --parent-root --json RECIPE "
+    "float16-writeback compact-writeback float16 lossless",
     ("polstore", "commit"): "--store --run --key --name --passphrase-file --out --json POLSTORE_STORE",
     ("polstore", "timestamp"): "SIGNED_ROOT --tsa --request --response --out --tsa-root --json",
     ("polstore", "prove"): "--store --run --segment --challenge --records --audit --leaves --out --json",
     ("polstore", "lineage"): "--store --run --parent --out --json",
     ("polstore", "ls"): "--store --json",
     ("polstore", "show"): "--store --run --segment --json",
-    ("polstore", "fsck"): "--store --json",
-    ("polstore", "export"): "--store --run --step OUT",
+    ("polstore", "fsck"): "--store --key --json",
+    ("polstore", "export"): "--store --run --step --json OUT",
     ("polstore", "stats"): "--store --run --json",
     ("polstore", "gc"): "--store --yes --dry-run --json",
     ("polstore", "repack"): "--store --run --level --keyframe-every --dry-run --json",
@@ -355,7 +360,7 @@ COMMANDS = {
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_help_names_every_option(shell, command):
     page = shell.ok(*command, "--help")
-    assert set(COMMANDS[command].split()) <= set(re.findall(r"[A-Za-z_-]+", page))
+    assert set(COMMANDS[command].split()) <= set(re.findall(r"[A-Za-z_0-9-]+", page))
     assert all(len(line) <= 80 for line in page.splitlines())
     summary = shell.ok(*command[:-1], "--help")
     assert re.search(rf"^  {command[-1]} .*[a-z]\.$", summary, re.MULTILINE), "the summary is cut"

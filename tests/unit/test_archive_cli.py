@@ -124,6 +124,9 @@ assert copied.exit_code == 0 and "torch" not in sys.modules
 def test_nothing_to_import_makes_no_store(tmp_path):
     with pytest.raises(MissingError):
         run("import", tmp_path / "none", "--store", tmp_path / "new", "--run", "x")
+    (tmp_path / "1.pt").touch()
+    with pytest.raises(UsageError):
+        run("import", tmp_path / "1.pt", "--store", tmp_path / "new", "--run", "x/y")
     assert not (tmp_path / "new").exists()
 
 

@@ -5,9 +5,11 @@ import signal
 
 import pytest
 
+from polstore.archive import copying
 from polstore.archive.copying import copy_runs
 from polstore.archive.garbage import collect, find
 from polstore.archive.repack import repack
+from polstore.codec import frames
 from polstore.errors import DamagedError, ExistsError, FullError, LockedError, MissingError, UsageError
 from polstore.fsck import check_store
 from polstore.prover import commit, prove
@@ -240,6 +242,33 @@ def test_a_repacked_source_and_destination_differ_only_in_storage(stores, make_r
     assert copied.snapshots == 2
     assert check_store(destination, quiet).damages == []
     assert Run(destination, "r").tree_root(6) == Run(source, "r").tree_root(6)
+
+
+def test_a_snapshot_that_gets_another_base_meanwhile_comes_with_it(stores, make_run, monkeypatch):
+    """A repack of the source, which the copy does not lock, may store a snapshot against one of another run."""
+    source, destination = stores
+    make_run(source, "other", seed=2)
+    make_run(source)
+    wanted, base = Run(source, "r").state(4), Run(source, "other").state(3)
+    fetch = copying.fetch_stored
+
+    def after_a_repack(store, digest):
+        if digest == wanted.digest():
+            monkeypatch.setattr(copying, "fetch_stored", fetch)
+            stored, blobs, _ = frames.encode(wanted, base, "lossless")
+
+            def work(writer):
+                for blob in blobs.values():
+                    writer.put_blob(blob)
+                writer.put_stored_snapshot(digest, stored.encode())
+
+            source.write(work)
+        return fetch(store, digest)
+
+    monkeypatch.setattr(copying, "fetch_stored", after_a_repack)
+    copy_runs(source, destination, "r", quiet)
+    assert check_store(destination, quiet).damages == []
+    assert contents(destination).keys() >= {b"d" + wanted.digest(), b"d" + base.digest()}
 
 
 def test_locks_and_wrong_calls(stores, make_run):

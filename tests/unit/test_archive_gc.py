@@ -14,6 +14,7 @@ from polstore.fsck import check_store
 from polstore.reader import Run
 from polstore.storage import keys
 from polstore.storage.store import open_store
+from polstore.storage.survey import survey
 
 
 def quiet(*_):
@@ -55,6 +56,57 @@ def test_a_store_without_garbage_keeps_every_byte(store, make_run):
     garbage = collect(store, quiet)
     assert (garbage.blobs, garbage.snapshots, garbage.blob_bytes) == ((), (), 0)
     assert contents(store) == before
+
+
+@pytest.mark.parametrize("damage", ["lost", "renamed", "no run's", "leaves lost"])
+def test_a_run_whose_row_is_damaged_is_not_taken_for_garbage(store, make_run, damage):
+    """One flipped bit in the key of a row is enough for any of the first three: LMDB has no checksums."""
+    make_run(store, "a")
+    make_run(store, "b", seed=2)
+    row = contents(store)[b"ra"]
+
+    def work(writer):
+        handle = writer._handle
+        if damage == "leaves lost":
+            for key in [key for key in handle.keys(b"") if key[1:3] == b"a\0"]:
+                handle.delete(key)
+            return
+        handle.delete(b"ra")
+        if damage != "lost":
+            handle.put(b"rc" if damage == "renamed" else b"r!", row)
+
+    store.write(work)
+    before = contents(store)
+    for operation in (find, collect):
+        with pytest.raises(DamagedError):
+            operation(store, quiet)
+    assert contents(store) == before
+
+
+def test_nothing_is_deleted_where_a_page_is_damaged(tmp_path, make_run):
+    """A leaf page that seems to hold a single key, so that LMDB does not find the rows of runs."""
+    path = tmp_path / "st"
+    with open_store(path, create=True) as store:
+        make_run(store, "a")
+        make_run(store, "b", seed=2)
+        with survey(store) as found:
+            leaf = found._lookup._places[b"ra"].offset // 4096
+    data = bytearray((path / "data.mdb").read_bytes())
+    data[leaf * 4096 + 12 : leaf * 4096 + 14] = (18).to_bytes(2, "little")
+    (path / "data.mdb").write_bytes(data)
+    with open_store(path) as store:
+        for operation in (find, collect):
+            with pytest.raises(DamagedError, match=f"nothing is known to be garbage.*page {leaf}"):
+                operation(store, quiet)
+    assert (path / "data.mdb").read_bytes() == data
+
+
+def test_progress_is_told_by_snapshots(store, make_run):
+    make_run(store, "a", count=3)
+    make_run(store, "b", count=2, seed=2)
+    told = []
+    find(store, lambda *what: told.append(what))
+    assert told == [("reading records", done, 7) for done in range(1, 8)]
 
 
 def test_garbage_is_named_and_only_then_deleted(store, make_run, snapshot_of):

@@ -155,3 +155,26 @@ def test_a_pipe_is_read_to_its_end_or_the_cap(tmp_path):
             with pytest.raises(MalformedError):
                 read_file(pipe, limit)
         thread.join(30)
+
+
+def test_devices_and_pipes_are_written_into_and_not_replaced(tmp_path):
+    device, pipe, standing = tmp_path / "null", tmp_path / "pipe", tmp_path / "stdout"
+    device.symlink_to("/dev/null")
+    os.mkfifo(pipe)
+    with (tmp_path / "regular").open("wb") as regular:
+        standing.symlink_to(f"/proc/self/fd/{regular.fileno()}")
+        write_atomic(standing, b"for whom it concerns")
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_atomic(device, b"nothing")
+        write_atomic(pipe, [b"one", b"two"])
+        assert os.read(reader, 100) == b"onetwo"
+    finally:
+        os.close(reader)
+    assert device.is_symlink()
+    assert standing.is_symlink()
+    assert pipe.is_fifo()
+    assert (tmp_path / "regular").read_bytes() == b"for whom it concerns"
+    with pytest.raises(ExistsError):
+        write_atomic(device, b"", overwrite=False)
+    assert len(list(tmp_path.iterdir())) == 4

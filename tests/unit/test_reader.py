@@ -10,8 +10,9 @@ import tiny_archive
 from safetensors import safe_open
 
 import polstore
-from polstore.codec.snapshot import Snapshot
-from polstore.errors import MissingError, UsageError
+from polstore.arrays import to_numpy
+from polstore.codec.snapshot import Snapshot, Tensor
+from polstore.errors import CallerError, MissingError, UsageError
 from polstore.wire import merkle
 from polstore.wire.checkpoint import open_root
 from polstore.wire.manifest import Manifest
@@ -34,6 +35,42 @@ def archive(path):
 @pytest.fixture
 def run(archive):
     return archive.run("a")
+
+
+def test_states_as_arrays_and_as_torch_tensors(run):
+    state, arrays, tensors = run.state(4), run.arrays(4), run.torch_tensors(4)
+    assert tuple(arrays) == tuple(tensors) == state.names
+    for tensor in state.tensors:
+        array = arrays[tensor.name]
+        assert (array.shape, array.tobytes()) == (tensor.shape, tensor.data.tobytes())
+        assert not array.flags.writeable
+        assert tensors[tensor.name].numpy().tobytes() == array.tobytes()
+        assert np.array_equal(run.array(4, tensor.name), array)
+    assert arrays["parameter/0.weight"].dtype == np.float32
+    assert state.tensors[0].data.flags.writeable  # only the view is not
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "seen"),
+    [
+        ("bool", np.array([1, 0], "|u1"), np.array([True, False])),
+        ("complex64", np.array([1 + 2j, -3j], "<c8").view("<u8"), np.array([1 + 2j, -3j], "<c8")),
+        ("complex128", np.array([1 + 2j, -3j], "<c16").view("<u8"), np.array([1 + 2j, -3j], "<c16")),
+        ("bfloat16", np.array([0x3F80, 0xC000], "<u2"), np.array([0x3F80, 0xC000], "<u2")),
+    ],
+)
+def test_arrays_have_the_dtype_that_numpy_has(dtype, values, seen):
+    array = to_numpy(Tensor("parameter/x", dtype, (2, 1), values))
+    assert (array.dtype, array.shape) == (seen.dtype, (2, 1))
+    assert np.array_equal(array[:, 0], seen)
+
+
+def test_weights_that_fit_no_safetensors_file_are_named(run, tmp_path, monkeypatch):
+    odd = Snapshot((Tensor("parameter/x", "complex128", (1,), np.zeros(2, "<u8")),), b"\x90")
+    monkeypatch.setattr(polstore.Run, "state", lambda _run, _step: odd)
+    with pytest.raises(CallerError, match=r"step 4 fits no safetensors file: .*complex128"):
+        run.export(4, tmp_path / "w")
+    assert not list(tmp_path.iterdir())
 
 
 def test_runs_and_what_they_declared(archive, path):

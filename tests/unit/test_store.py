@@ -22,6 +22,7 @@ from polstore.errors import (
     UsageError,
 )
 from polstore.storage import environment, keys, opening
+from polstore.storage import store as store_module
 from polstore.storage.store import open_store
 from polstore.wire import merkle
 
@@ -59,6 +60,16 @@ def in_child(code, *arguments):
 def put_blobs(count, size=100_000):
     blobs = [bytes([number]) * size for number in range(count)]
     return lambda writer: [writer.put_blob(blob) for blob in blobs]
+
+
+def test_the_names_of_new_directories_survive_a_power_failure(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(store_module, "sync_directory", synced.append)
+    with open_store(tmp_path / "a" / "b", create=True):
+        assert set(synced) == {tmp_path, tmp_path / "a"}
+    synced.clear()
+    with open_store(tmp_path / "a" / "b", create=True):
+        assert not synced
 
 
 def test_blobs_are_addressed_by_their_content(store):

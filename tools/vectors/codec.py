@@ -32,6 +32,7 @@ ZSTD_OF_100_ZEROS = bytes.fromhex("28b52ffd206445000010000001003f012c")
 WEIGHT, FIRST, SECOND = "parameter/w", "optimizer/w/exp_avg", "optimizer/w/exp_avg_sq"
 
 
+_ODD = [1 << 31, 1, 0x807FFFFF, 0x7F800000, 0xFF800000, 0x7FC00001, 0xFF800001, 0x7F7FFFFF]  # -0.0 to the largest
 _Row = tuple[str, str, str, list[int], list[int] | None]  # identifier, comment, name, live words and the base's
 
 
@@ -95,8 +96,11 @@ def _quantised() -> Iterator[Case]:
         ("weight-small-deltas", "subnormal halves", WEIGHT, [0x44800000, 0x33800001, 0x2F000000], [0, 0, 0]),
         ("weight-subnormal", "the exponent stops at -126", WEIGHT, [1, 0x80000003], [0, 0]),
         ("weight-nan", "a NaN makes the tensor exact", WEIGHT, [0x7FC00001, 0x3F9E0652], [0, 0]),
+        ("weight-infinite", "so does an infinity", WEIGHT, [0xFF800000, 0x3F9E0652], [0, 0]),
+        ("weight-infinite-in-both", "of which the delta is a NaN", WEIGHT, [0x7F800000, 0x3F9E0652], [0x7F800000, 0]),
         ("weight-base-infinite", "so does an infinity in the base", WEIGHT, [0x3F800000, 0x3F9E0652], [0x7F800000, 0]),
         ("weight-delta-overflows", "so does a delta too large", WEIGHT, [0x7F61B1E6, 0x3F9E0652], [0xFF61B1E6, 0]),
+        ("weight-result-overflows", "so does a result", WEIGHT, [0x7F7FFFFF, 0x3F9E0652], [0x7F000000, 0]),
         *_moments("", 16, 16),
         ("unknown-key", "exact", "optimizer/w/master_weight", [0x3F9E0652], [0]),
         ("buffer", "exact", "buffer/running_mean", [0x3F9E0652], [0]),
@@ -106,7 +110,10 @@ def _quantised() -> Iterator[Case]:
     yield _quantise(FIDELITY, "moment-scalar", "no dimension: exact", FIRST, [0x3F9E0652], None, shape=[])
     yield _quantise("float16", "float16", "the same values as with write-back", WEIGHT, *example)
     yield _quantise("float16", "float16-moment", "likewise", FIRST, [0x3F9E0652] * 4, None)
+    yield _quantise("float16", "float16-weight-infinite", "exact", WEIGHT, [0xFF800000, 0x3F9E0652], [0, 0])
+    yield _quantise("float16", "float16-moment-nan", "exact", SECOND, [0x7FC00001, 0x322BCC77], None)
     yield _quantise("lossless", "lossless-moment", "exact", FIRST, [0x3F9E0652] * 4, None)
+    yield _quantise("lossless", "lossless-weight", "exact, whatever it is", WEIGHT, _ODD, [0x3F800000] * len(_ODD))
     compact: list[_Row] = [
         ("compact-weight", "the worked example", WEIGHT, *example),
         ("compact-weight-keyframe", "no base: exact", WEIGHT, example[0], None),
@@ -123,6 +130,7 @@ def _quantised() -> Iterator[Case]:
         ),
         ("compact-weight-subnormal", "the exponent stops at -126", WEIGHT, [1, 0x80000003, 0x00700000], [0, 0, 0]),
         ("compact-weight-nan", "a NaN makes the tensor exact", WEIGHT, [0x7FC00001, 0x3F9E0652], [0, 0]),
+        ("compact-weight-live-infinite", "so does an infinity", WEIGHT, [0xFF800000, 0x3F9E0652], [0, 0]),
         ("compact-weight-base-infinite", "so does the base's", WEIGHT, [0x3F800000, 0x3F9E0652], [0x7F800000, 0]),
         ("compact-weight-overflow", "so does a delta too large", WEIGHT, [0x7F61B1E6, 0x3F9E0652], [0xFF61B1E6, 0]),
         ("compact-weight-infinite", "so does a result", WEIGHT, [0x7F7FFFFF] * 20, [0] * 20),
