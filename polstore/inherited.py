@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_BEHIND", "store_inherited"]
 
-MAX_BEHIND = (
-    64  # snapshots behind the parent's last; with more, a child stands by itself, so lines of runs stay readable
-)
+# Snapshots behind the parent's last; with more, a child stands by itself, so that lines of runs stay readable.
+MAX_BEHIND = 64
 
 
 def store_inherited(store: Store, initial: Snapshot, parent: Snapshot) -> bool:
