@@ -117,9 +117,9 @@ def test_concatenation_is_caught_by_the_largest_update(rejects, trained, segment
     assert rejects(Jump().aim(trained, at=segment).run(opened=asked.segments), challenge=asked) == REPLAY
 
 
-def lying(trained: Trainer, *, opened: tuple[int, ...] = (), audit: bool = False) -> Evidence:
+def lying(trained: Trainer, *, opened: tuple[int, ...] = (), audit: bool = False, base: int | None = None) -> Evidence:
     """A concatenation whose jump, in segment 2, is written down as the smallest update of the run."""
-    forged = Jump(audit=audit).aim(trained, at=2).run(opened=opened)
+    forged = Jump(audit=audit, base=base).aim(trained, at=2).run(opened=opened)
     small = replace(forged.records()[1].norms, l1=1e-6, l2=1e-6, linf=1e-6, cos=1e-9)
     return forged.recording(2, norms=small)
 
@@ -133,6 +133,12 @@ def test_concatenation_with_a_small_norm_is_not_claimed_as_caught(judge, trained
     assert (stated["norms"], stated["with_top"]) == ("claims", stated["by_drawing"])
     assert stated["by_drawing"] == asked.random / asked.population
     assert any("add nothing against a forger who writes a small norm" in line for line in verdict.power.lines())
+
+
+def test_a_base_before_the_jump_gives_the_small_norm_away(rejects, trained):
+    """Segment 3 is honest, but snapshot 0, its base, is farther off than the norms from there on add up to."""
+    assert rejects(lying(trained, opened=(3,), base=0)) == PLAUSIBILITY
+    assert rejects(lying(trained, opened=(3,), base=0), jobs=2) == PLAUSIBILITY
 
 
 def test_a_full_audit_finds_the_small_norm(rejects, trained):
