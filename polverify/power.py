@@ -94,7 +94,11 @@ class Power:
         return self.top > 0 and self.audited
 
     def against_concatenation(self) -> float:
-        """Return the probability that one jump, much larger than any honest update, would have been caught."""
+        """Return the probability that one jump, much larger than any honest update, would have been caught.
+
+        The jump is what is false. Where the state before it is, and makes the optimizer jump, that is `against` (1):
+        the segment with the largest update replays, and the forged one has a norm like any other.
+        """
         return 1.0 if self.top_counts else self.against(1)
 
     def as_json(self) -> dict[str, Any]:
@@ -147,7 +151,11 @@ class Power:
     def _about_top(self) -> str:
         whole = percent(self.against_concatenation())
         if self.top_counts:
-            return f"a concatenation is caught with probability {whole}: the {self.top} largest updates are facts"
+            return (
+                f"a concatenation is caught with probability {whole}: the {self.top} largest updates are facts; "
+                "where a forged optimizer state carries the jump out, which replays, it is caught as one bad segment "
+                f"is, with {percent(self.against(1))}"
+            )
         if self.top:
             return (
                 f"a concatenation is caught with probability {whole}: the {self.top} largest updates are claims, "
