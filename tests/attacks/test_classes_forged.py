@@ -83,7 +83,7 @@ class HugeMoment(ForgedState):
 
 
 def test_one_huge_moment_hides_the_others_of_its_tensor(tolerant):
-    """A limit, not a feat: distances are those of whole tensors. The verdict owns up to it, and the draw of 0 ends it."""
+    """A limit, not a feat: distances are those of whole tensors. The verdict says so; drawing 0 ends it."""
     options: dict[str, Any] = {"config": {"optimizer": "adam", "lr": 1e-3}, "fidelity": "lossless"} | SHORT
     aim = Elsewhere(**options)
     aim.run()
