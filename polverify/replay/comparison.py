@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from polstore.codec.quantise import replays_exactly
 from polstore.errors import ReplayError
+from polstore.wire import canonical
 from polverify.distance import normalised, reproduction_error
 from polverify.noise import Floor, Replayed, Segment, measure
 from polverify.replay.settings import settings_for
@@ -110,7 +111,8 @@ class Comparison:
         if replayed.end.digest() == segment.record.end_state:
             if replayed.mismatch is not None:
                 raise replayed.mismatch
-            return self._passed(segment, trained, replayed, EQUAL, self._error(segment, replayed, end))
+            if not tolerant or _losses_are_equal(segment, replayed):
+                return self._passed(segment, trained, replayed, EQUAL, self._error(segment, replayed, end))
         if not tolerant:
             require_scalars(_end(segment), end, replayed)
             detail = (
@@ -170,6 +172,12 @@ def variations(
 def _result(segment: Segment, outcome: Outcome, detail: str, measured: dict[str, Any] | None = None) -> SegmentResult:
     record = segment.record
     return SegmentResult(record.index, record.start_step, record.end_step, outcome, detail, measured or {})
+
+
+def _losses_are_equal(segment: Segment, replayed: Replayed) -> bool:
+    """Say whether every recorded loss is the replay's, to the last bit."""
+    pairs = zip(segment.steps.steps, replayed.losses, strict=True)
+    return all(step.loss is None or canonical.encode(step.loss) == canonical.encode(loss) for step, loss in pairs)
 
 
 def _end(segment: Segment) -> str:

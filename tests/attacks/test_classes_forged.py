@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 
+from polstore.codec.live.environment import detect
 from polverify.verdict import Decision
-from tests.attacks.elsewhere import Elsewhere
-from tests.attacks.forge import edit, map_weights
+from tests.attacks.elsewhere import RECIPE, THREADS, Elsewhere
+from tests.attacks.forge import Trainer, edit, map_weights
 
 if TYPE_CHECKING:
     from polstore.codec.snapshot import Snapshot
@@ -216,3 +218,22 @@ def test_false_losses_are_not_accepted_in_another_class(tolerant):
     trainer = Boastful(config=CONV, fidelity="lossless", **SHORT)
     trainer.part = 0.1
     assert tolerant(trainer.run()).decision is Decision.REJECT
+
+
+@pytest.mark.parametrize(
+    ("part", "wanted"), [(1.0, Decision.ACCEPT), (0.9, Decision.INCONCLUSIVE), (0.1, Decision.REJECT)]
+)
+def test_false_losses_beside_the_very_same_states(tolerant, part, wanted):
+    """A class that differs in name only leads to equal digests. Those say nothing of the losses."""
+
+    class Boastful(Trainer):
+        def train(self, batches: Any, number: int) -> Any:
+            return super().train(batches, number) * part
+
+    environment = replace(detect("cpu"), threads=THREADS)
+    verdict = tolerant(Boastful(recipe_file=RECIPE, environment=environment, fidelity="lossless", **SHORT).run())
+    assert verdict.decision is wanted, verdict.reason
+    if wanted is Decision.ACCEPT:
+        assert {segment.detail for segment in verdict.segments} == {"state digests are equal"}
+    else:
+        assert "loss" in verdict.reason
