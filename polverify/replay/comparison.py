@@ -111,7 +111,7 @@ class Comparison:
         if replayed.end.digest() == segment.record.end_state:
             if replayed.mismatch is not None:
                 raise replayed.mismatch
-            if not tolerant or _losses_are_equal(segment, replayed):
+            if _losses_are_equal(segment, replayed):
                 return self._passed(segment, trained, replayed, EQUAL, self._error(segment, replayed, end))
         if not tolerant:
             require_scalars(_end(segment), end, replayed)
