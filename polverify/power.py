@@ -36,6 +36,8 @@ def caught(population: int, forged: int, drawn: int) -> float:
     """
     if not (0 <= forged <= population and 0 <= drawn <= population):
         raise UsageError("forged and drawn segments", expected=f"0 to {population} each", got=(forged, drawn))
+    if forged and drawn > population - forged:
+        return 1.0
     if min(forged, drawn) > EXACT:
         return -math.expm1(drawn * math.log1p(-forged / population)) if forged < population else 1.0
     missed, every = _missed(population, forged, drawn)
@@ -246,14 +248,16 @@ def plan(segments: int, share: Fraction, confidence: Fraction) -> Plan:
     if forged > population:
         return Plan(segments, forged, 0, fixed, 1.0)
 
+    certain = population - forged + 1  # one more than the sound ones, and no fewer
+
     def enough(drawn: int) -> bool:
         missed, every = _missed(population, forged, drawn)
         return every - missed >= confidence * every
 
-    high = 1
-    while high < population and not enough(high):
-        high = min(2 * high, population)
-    low = high // 2  # not enough, or 0
+    high = certain if confidence == 1 else 1
+    while high < certain and not enough(high):
+        high = min(2 * high, certain)
+    low = high - 1 if confidence == 1 else high // 2  # not enough, or 0
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
