@@ -64,7 +64,7 @@ class Power:
         nonce_from: source of the challenge's nonce; "nobody" without a challenge.
         steps_replayed: optimizer steps.
         steps_trained: optimizer steps of the run.
-        bytes_moved: length of the bundle.
+        bytes_moved: length of the bundle; of a static archive, what was fetched.
         tolerated: of the fixed and drawn ones, those whose replay is within a measured tolerance and not bit for bit;
             there only forgeries beyond the tolerance are caught.
     """
