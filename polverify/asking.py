@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from fractions import Fraction
 from pathlib import Path
@@ -180,8 +181,8 @@ def _nonce(opened: OpenedRoot, text: str | None, witness: Path | None, *, weak: 
 def _fraction(option: str, text: str) -> Fraction:
     """Parse a share or a probability as it is written, so that 0.99 is not a little less."""
     try:
-        if len(text) > 40:
-            raise ValueError("too long")
+        if len(text) > 40 or re.search(r"e[+-]?\d{3}", text, re.IGNORECASE):
+            raise ValueError("too long")  # or a fraction of a billion digits
         value = Fraction(text)
     except (ValueError, ZeroDivisionError) as error:
         raise UsageError(option, expected="a number like 0.05 or 1/20", got=text) from error

@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from polstore.wire.segment import SegmentRecord
     from polverify.states import States
 
-__all__ = ["audit", "check_norms", "check_plausibility"]
+__all__ = ["audit", "check_base", "check_norms", "check_plausibility"]
 
-NORM_TOLERANCE = 1e-9  # relative: float64 sums of the same numbers in another order
+# Float64 sums of the same numbers in another order: relative, but absolute for cos, a difference of numbers near 1.
+NORM_TOLERANCE = 1e-9
 MAX_NAMED = 8  # segments that a line lists; the rest is counted
 
 
@@ -76,7 +77,7 @@ def audit(
         progress: told (segments done, segments in all).
 
     Raises:
-        ReplayError: a norm is not that of the snapshots.
+        ReplayError: a norm is not that of the snapshots, or a base lies farther off than the norms say.
         MalformedError: a snapshot does not decode to its state digest.
     """
     wanted = tuple(wanted)
@@ -89,6 +90,7 @@ def audit(
             base = None if base_step is None else states.get(state_at(records, base_step))
         start, end = states.get(record.start_state), states.get(record.end_state)
         check_norms(record, start, end)
+        check_base(records, record, base, end)
         yield index, movement(start, end, record.end_step - record.start_step)
         progress(done, len(wanted))
     del base
@@ -99,9 +101,40 @@ def check_norms(record: SegmentRecord, start: Snapshot, end: Snapshot) -> None:
     got = distances(start, end)
     for name in ("l1", "l2", "linf", "cos"):
         ours, theirs = getattr(got, name), getattr(record.norms, name)
-        same = math.isclose(ours, theirs, rel_tol=NORM_TOLERANCE, abs_tol=NORM_TOLERANCE * max(got.l1, 1e-300))
+        relative, absolute = (0.0, NORM_TOLERANCE) if name == "cos" else (NORM_TOLERANCE, 0.0)
+        same = math.isclose(ours, theirs, rel_tol=relative, abs_tol=absolute)
         if not (same or (math.isnan(ours) and math.isnan(theirs))):
             raise ReplayError(f"segment {record.index}: norm {name}", expected=ours, got=theirs)
+
+
+def check_base(records: Sequence[SegmentRecord], record: SegmentRecord, base: Snapshot | None, end: Snapshot) -> None:
+    """Require that the base of a segment's end lies no farther from it than the records between the two can explain.
+
+    Rounding is as coarse as the base is far off, so a forger would like one that no training led away from; the
+    records on the way have to own up to that jump, by the triangle inequality. Where one of them has a norm that is no
+    number, it has done so.
+
+    Args:
+        records: all of the run.
+        record: the segment.
+        base: the snapshot that its end is quantised against, or None.
+        end: the snapshot that it ends in.
+
+    Raises:
+        ReplayError: the norms between base and end do not add up to their distance.
+    """
+    if base is None or record.base_step is None or record.base_step == record.start_step:
+        return  # none, or the norm of the segment itself
+    first = next(n for n in range(record.index, -1, -1) if records[n].start_step == record.base_step)
+    got = distances(base, end)
+    for name in ("l1", "l2", "linf"):
+        most = sum(getattr(between.norms, name) for between in records[first : record.index + 1])
+        if math.isfinite(most) and not getattr(got, name) <= most * (1 + NORM_TOLERANCE):
+            raise ReplayError(
+                f"segment {record.index}: {name} from the base of its end, over segments {first} to {record.index}",
+                expected=f"at most {most:.6g}, the sum of their norms",
+                got=f"{getattr(got, name):.6g}",
+            )
 
 
 def _listed(segments: Sequence[int]) -> str:

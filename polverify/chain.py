@@ -75,6 +75,8 @@ class OwnVerdict:
         drawn: replayed segments that a nonce drew.
         population: segments among which it drew.
         nonce_from: where the nonce came from; empty if it does not say.
+        tolerated: replayed segments that are within a tolerance, and not bit for bit.
+        policy: SHA-256 of the policy that it was judged by, in hex; empty without one.
     """
 
     decision: Decision
@@ -85,6 +87,8 @@ class OwnVerdict:
     drawn: int
     population: int
     nonce_from: str = ""
+    tolerated: int = 0
+    policy: str = ""
 
     @classmethod
     def from_json(cls, value: Any, what: str) -> OwnVerdict:
@@ -106,8 +110,10 @@ class OwnVerdict:
                 drawn,
                 population,
                 str(power.get("nonce_from", "")),
+                int(power.get("tolerated", 0)),
+                str((value.get("policy") or {}).get("sha256", "")),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise CallerError(f"{what} is no verdict of polverify check --json: {error}") from error
 
     def against(self, forged: int) -> float:
@@ -227,6 +233,7 @@ def check_chain(
     *,
     any_of: Sequence[VerifierKey] = (),
     confidence: float = 0.99,
+    policy: str | None = None,
 ) -> Chain:
     """Verify links, join them up, and say what the chain is worth.
 
@@ -236,9 +243,10 @@ def check_chain(
         verdicts: the caller's own verdicts on the runs.
         any_of: log keys of a policy; see `polverify.lineage.check_link_alone`.
         confidence: what the whole chain is to keep.
+        policy: SHA-256 of the caller's policy, in hex, by which he would have each verdict judged; None for any.
 
     Raises:
-        UsageError: nothing to check, too many links, or a verdict on a run that is not in the chain.
+        UsageError: nothing to check, too many links, a verdict on a run that is not in the chain, or two on one run.
     """
     if not 1 <= len(lineages) <= MAX_LINKS:
         raise UsageError("links of a chain", expected=f"1 to {MAX_LINKS}", got=len(lineages))
@@ -257,8 +265,11 @@ def check_chain(
                 expected="; ".join(f"{run.origin}, {run.size} leaves, {run.root.hex()}" for run in runs),
                 got=f"{verdict.origin}, {verdict.size} leaves, {verdict.root}",
             )
+    about = {(verdict.origin, verdict.size, verdict.root) for verdict in verdicts}
+    if len(about) != len(verdicts):
+        raise UsageError("verdicts on one signed root", expected="one each", got=f"{len(verdicts)} on {len(about)}")
     decision, reason = _decided(runs)
-    return Chain(decision, reason, runs, confidence, _warnings(runs))
+    return Chain(decision, reason, runs, confidence, _warnings(runs, policy))
 
 
 def _ordered(found: list[tuple[Link, Checkpoint]]) -> list[tuple[Link, Checkpoint]]:
@@ -322,7 +333,7 @@ def _decided(runs: tuple[Run, ...]) -> tuple[Decision, str]:
     return Decision.ACCEPT, f"{len(runs) - 1} links hold, and {len(runs)} runs were accepted, back to {runs[-1].origin}"
 
 
-def _warnings(runs: tuple[Run, ...]) -> tuple[str, ...]:
+def _warnings(runs: tuple[Run, ...], policy: str | None) -> tuple[str, ...]:
     found = []
     if any(run.verdict is not None for run in runs):
         found.append("the verdicts were believed as they are: use your own only")
@@ -334,4 +345,12 @@ def _warnings(runs: tuple[Run, ...]) -> tuple[str, ...]:
     weak = [run.origin for run in runs if run.verdict is not None and run.verdict.nonce_from == ROOT]
     if weak:
         found.append(f"weak: the segments of {weak[0]} were drawn from its own root, so a prover can try roots")
+    for run in runs:
+        if run.verdict is None:
+            continue
+        if run.verdict.tolerated:
+            number = f"{run.verdict.tolerated} segments of {run.origin}"
+            found.append(f"{number} are within a tolerance only, where no forgery within it is caught")
+        if policy is not None and run.verdict.policy != policy:
+            found.append(f"the verdict on {run.origin} was not judged by this policy, whose rules are not applied here")
     return tuple(found)

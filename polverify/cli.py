@@ -26,7 +26,7 @@ from polverify.log import check_log
 from polverify.options import AsJson
 from polverify.printing import page_of, print_verdict
 from polverify.show import claims
-from polverify.trust import KeyName, Keys, PolicyFile, trusted_keys
+from polverify.trust import KeyName, Keys, PolicyFile, trusted_keys, verifier_policy
 from polverify.verdict import MAX_VERDICT
 
 __all__ = ["app", "main"]
@@ -119,12 +119,14 @@ def chain(
     3 INCONCLUSIVE; 2 and 4 mean that there is no verdict.
     """
     keys, trusted = trusted_keys(key, name, policy)
+    own = verifier_policy(policy)
     found = check_chain(
         [read_file(path, MAX_LINEAGE) for path in lineages],
         keys,
         [_own_verdict(path) for path in verdict or []],
         any_of=log_keys(trusted),
         confidence=confidence,
+        policy=None if own is None else own.digest,
     )
     if as_json:
         terminal.emit_json(found.as_json())

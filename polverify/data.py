@@ -115,5 +115,6 @@ def check_order(manifest: Manifest, opened: Sequence[Steps], session: Session) -
         return "their order not re-derived", (warning,)
     derived = "their order re-derived from the seed"
     if left_out:
-        return derived, (f"{left_out} batches of the order were left out: the loop broke off a pass",)
+        how = "the loop broke off passes, or chose among them"
+        return derived, (f"{left_out} batches of the order were left out: {how}",)
     return derived, ()

@@ -95,7 +95,8 @@ def ended(results: Sequence[SegmentResult], steps: int, warnings: list[str]) -> 
     if tolerated:
         warnings.append(
             f"{tolerated} segments are within a tolerance measured here, which is weaker than bit for bit: "
-            "a forgery that moves less than the tolerance passes"
+            "a forgery that moves less than the tolerance passes, and one huge value in a tensor makes that large for "
+            "all others in it"
         )
     how = f"{tolerated} of them within tolerance, the rest bit for bit" if tolerated else "bit for bit"
     replayed = sum(result.end_step - result.start_step for result in results)

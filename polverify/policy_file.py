@@ -55,7 +55,7 @@ def parse_policy(data: bytes, path: Path) -> VerifierPolicy:
     """Parse a policy that lies at ``path``; raises as `load_policy`."""
     try:
         tables = tomllib.loads(data.decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError, TOMLDecodeError; integers of 4301 digits
         raise CallerError(f"policy {path} is not TOML: {error}") from error
     root = _Table(tables, f"policy {path}", path.parent)
     trust, recipe, dataset, run = (root.table(name) for name in ("trust", "recipe", "dataset", "run"))
@@ -151,6 +151,8 @@ class _Table:
     def number(self, name: str, least: float, most: float, *, above: bool = False) -> float | None:
         """Return a number from ``least`` to ``most``, or strictly ``above`` the least."""
         found: float | None = self._get(name, (int, float), "a number")
+        if isinstance(found, int) and abs(found) > MAX_NUMBER:
+            raise self._error(name, f"a number, integers of at most {MAX_NUMBER}", found)
         if found is not None and not (least <= found <= most and not (above and found == least)):  # nor NaN
             raise self._error(name, f"{'above ' if above else ''}{least:g} to {most:g}", found)
         return found
@@ -159,6 +161,8 @@ class _Table:
         found: datetime.datetime | None = self._get(name, datetime.datetime, "a date and time")
         if found is not None and found.tzinfo is None:
             raise self._error(name, "a date and time with its offset from UTC", found.isoformat())
+        if found is not None and found.timestamp() < 0:
+            raise self._error(name, "a date and time from 1970 on", found.isoformat())
         return None if found is None else int(found.timestamp())
 
     def texts(self, name: str, allowed: Sequence[str] = ()) -> tuple[str, ...] | None:

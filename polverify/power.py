@@ -36,6 +36,8 @@ def caught(population: int, forged: int, drawn: int) -> float:
     """
     if not (0 <= forged <= population and 0 <= drawn <= population):
         raise UsageError("forged and drawn segments", expected=f"0 to {population} each", got=(forged, drawn))
+    if forged and drawn > population - forged:
+        return 1.0
     if min(forged, drawn) > EXACT:
         return -math.expm1(drawn * math.log1p(-forged / population)) if forged < population else 1.0
     missed, every = _missed(population, forged, drawn)
@@ -62,7 +64,7 @@ class Power:
         nonce_from: source of the challenge's nonce; "nobody" without a challenge.
         steps_replayed: optimizer steps.
         steps_trained: optimizer steps of the run.
-        bytes_moved: length of the bundle.
+        bytes_moved: length of the bundle; of a static archive, what was fetched.
         tolerated: of the fixed and drawn ones, those whose replay is within a measured tolerance and not bit for bit;
             there only forgeries beyond the tolerance are caught.
     """
@@ -94,7 +96,11 @@ class Power:
         return self.top > 0 and self.audited
 
     def against_concatenation(self) -> float:
-        """Return the probability that one jump, much larger than any honest update, would have been caught."""
+        """Return the probability that one jump, much larger than any honest update, would have been caught.
+
+        The jump is what is false. Where the state before it is, and makes the optimizer jump, that is `against` (1):
+        the segment with the largest update replays, and the forged one has a norm like any other.
+        """
         return 1.0 if self.top_counts else self.against(1)
 
     def as_json(self) -> dict[str, Any]:
@@ -147,7 +153,11 @@ class Power:
     def _about_top(self) -> str:
         whole = percent(self.against_concatenation())
         if self.top_counts:
-            return f"a concatenation is caught with probability {whole}: the {self.top} largest updates are facts"
+            return (
+                f"a concatenation is caught with probability {whole}: the {self.top} largest updates are facts; "
+                "where a forged optimizer state carries the jump out, which replays, it is caught as one bad segment "
+                f"is, with {percent(self.against(1))}"
+            )
         if self.top:
             return (
                 f"a concatenation is caught with probability {whole}: the {self.top} largest updates are claims, "
@@ -238,14 +248,16 @@ def plan(segments: int, share: Fraction, confidence: Fraction) -> Plan:
     if forged > population:
         return Plan(segments, forged, 0, fixed, 1.0)
 
+    certain = population - forged + 1  # one more than the sound ones, and no fewer
+
     def enough(drawn: int) -> bool:
         missed, every = _missed(population, forged, drawn)
         return every - missed >= confidence * every
 
-    high = 1
-    while high < population and not enough(high):
-        high = min(2 * high, population)
-    low = high // 2  # not enough, or 0
+    high = certain if confidence == 1 else 1
+    while high < certain and not enough(high):
+        high = min(2 * high, certain)
+    low = high - 1 if confidence == 1 else high // 2  # not enough, or 0
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)

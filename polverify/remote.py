@@ -95,7 +95,8 @@ def verify_archive(
             opening = _Opening(source, request, segments, Path(folder) / "bundle")
             verdict = verify(replace(request, bundle=opening.bundle_file))
         claim = {"bytes_fetched": source.fetched, "bytes_in_archive": opening.bytes_in_archive}
-        return replace(verdict, claim=verdict.claim | claim)
+        power = None if verdict.power is None else replace(verdict.power, bytes_moved=source.fetched)
+        return replace(verdict, claim=verdict.claim | claim, power=power)
     finally:
         source.close()
 

@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from polstore.errors import ProofError
-from polverify.audit import check_norms
+from polverify.audit import check_base, check_norms
 from polverify.opened import put_together
 from polverify.verdict import Outcome, SegmentResult
 
@@ -108,7 +108,7 @@ def replay_in_turn(
                 raise
             if last is not None:
                 yield last.result()
-            last = beside.submit(_finish, rest, found, end.result)
+            last = beside.submit(_finish, material.records, rest, found, end.result)
             before += record.end_step - record.start_step
             del segment, end, found, rest  # else they would be held while the next segment trains
         if last is not None:
@@ -130,12 +130,18 @@ def _report(progress: Callable[[int], None], before: int, last: Future[Decided] 
     progress(before + done)
 
 
-def _finish(rest: Callable[[], SegmentResult], segment: Segment, end: Callable[[], Snapshot]) -> Decided:
+def _finish(
+    records: Sequence[SegmentRecord],
+    rest: Callable[[], SegmentResult],
+    segment: Segment,
+    end: Callable[[], Snapshot],
+) -> Decided:
     """Decide a segment, and compute the norms of one that passed while its snapshots are at hand."""
     result = rest()
     norms = False
     if result.outcome is Outcome.PASSED:
         with suppress(ProofError):  # which is for check 11 to find
             check_norms(segment.record, segment.start, end())
+            check_base(records, segment.record, segment.base, end())
             norms = True
     return Decided(result, norms)

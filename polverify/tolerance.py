@@ -68,8 +68,9 @@ class _Compared:
     update: float  # of the verifier's own replay: the prover's end has no say in what is large
     error: float
     noise: float
-    rounding: float  # one element of it, the largest, off by one unit or one step of the quantisation
+    rounding: float  # one element of it, the largest, off by one unit, or by one step of a moment's quantisation
 
+    step: float = 0.0  # one element of a weight off by one step of its difference from a base that the prover chose
     floor: float = 0.0
     numeric: bool = True  # else only equal or not: a counter of what passes a threshold may hang on rounding
 
@@ -176,14 +177,14 @@ def _compare(tensor: Tensor, segment: Segment, committed: Snapshot, floor: Floor
     update = 0.0
     if tensor.dtype in UNIT:  # of others it is only asked whether they are equal
         update = size(tensor) if before is None else gap(tensor, before)
-    rounding = UNIT.get(tensor.dtype, 0.0) * largest_gap(tensor, None)
+    rounding, quantum = UNIT.get(tensor.dtype, 0.0) * largest_gap(tensor, None), 0.0
     base = None if segment.base is None else segment.base.partner(*about)
     (role,) = roles_of([tensor])
     if role is Role.WEIGHT and base is not None:
-        rounding = max(rounding, QUANTUM * largest_gap(tensor, base))
+        quantum = QUANTUM * largest_gap(tensor, base)
     elif role in MOMENTS and segment.fidelity != "lossless":
-        step = 2.0 ** (dropped_bits(segment.fidelity, role) - MANTISSA_BITS)
-        rounding = max(rounding, step * largest_gap(tensor, None))
+        unit = 2.0 ** (dropped_bits(segment.fidelity, role) - MANTISSA_BITS)
+        rounding = max(rounding, unit * largest_gap(tensor, None))
     return _Compared(
         name=tensor.name,
         group=_group(tensor.name),
@@ -191,6 +192,7 @@ def _compare(tensor: Tensor, segment: Segment, committed: Snapshot, floor: Floor
         error=gap(tensor, committed.partner(*about)),
         noise=floor.tensors.get(tensor.name, math.inf),
         rounding=rounding,
+        step=quantum,
         numeric=tensor.dtype in UNIT,
     )
 
@@ -215,7 +217,7 @@ def _with_floors(tensors: list[_Compared]) -> list[_Compared]:
     for tensor in tensors:
         share = usual.get(tensor.group, 0.0)
         group = share * tensor.update if tensor.update else 0.0  # an infinite share of nothing is nothing
-        floored.append(replace(tensor, floor=max(tensor.noise, tensor.rounding, group)))
+        floored.append(replace(tensor, floor=max(tensor.noise, tensor.rounding, tensor.step, group)))
     return floored
 
 

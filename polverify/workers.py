@@ -3,7 +3,7 @@
 A worker gets the way to the bundle and the SHA-256 of the index that has passed checks 0 to 9. It opens the bundle
 itself and parses what it replays with the functions of those checks; nothing that was made of a proof is handed over as
 a Python object. What comes back is this program's own. The first segment in the order of the run that fails decides, so
-a verdict is the same for any number of workers. Each holds the model, and up to 12 snapshots (`polverify.replaying`).
+a verdict is the same for any number of workers. Each holds the model, and up to 19 snapshots (`polverify.replaying`).
 Implements specs/verification.md, section "Several segments at once".
 """
 

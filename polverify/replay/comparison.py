@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from polstore.codec.quantise import replays_exactly
 from polstore.errors import ReplayError
+from polstore.wire import canonical
 from polverify.distance import normalised, reproduction_error
 from polverify.noise import Floor, Replayed, Segment, measure
 from polverify.replay.settings import settings_for
+from polverify.rounding import hides_training
 from polverify.tolerance import judge, require_scalars
 from polverify.verdict import Outcome, SegmentResult
 
@@ -83,7 +85,16 @@ class Comparison:
             raise ReplayError(
                 f"{_end(segment)} ({_mismatch(end, replayed.end)})", expected=end.digest(), got=replayed.end.digest()
             )
-        return _result(segment, Outcome.PASSED, EQUAL, self._error(segment, replayed, end))
+        return self._passed(segment, trained, replayed, EQUAL, self._error(segment, replayed, end))
+
+    def _passed(
+        self, segment: Segment, trained: Replayed, replayed: Replayed, detail: str, measured: dict[str, Any]
+    ) -> SegmentResult:
+        """Return that a segment passed, unless rounding would have made any training end there."""
+        hidden = None if segment.base is None else hides_training(segment.start, trained.end, replayed.end)
+        if hidden is not None:
+            return _result(segment, Outcome.UNDECIDED, hidden, measured)
+        return _result(segment, Outcome.PASSED, detail, measured)
 
     def _within(
         self,
@@ -95,12 +106,13 @@ class Comparison:
     ) -> SegmentResult:
         """Decide a segment that may end elsewhere: in another environment class, or after a rounded start."""
         tolerant = self._request.tolerant or self._request.calibration is not None
-        replayed = self._session.replay(segment, progress, exact=False)
-        end = committed()
+        trained = self._session.train(segment, progress, exact=False)
+        replayed, end = self._session.as_committed(segment, trained), committed()
         if replayed.end.digest() == segment.record.end_state:
             if replayed.mismatch is not None:
                 raise replayed.mismatch
-            return _result(segment, Outcome.PASSED, EQUAL, self._error(segment, replayed, end))
+            if _losses_are_equal(segment, replayed):
+                return self._passed(segment, trained, replayed, EQUAL, self._error(segment, replayed, end))
         if not tolerant:
             require_scalars(_end(segment), end, replayed)
             detail = (
@@ -113,6 +125,8 @@ class Comparison:
             return _result(segment, Outcome.UNDECIDED, detail, self._error(segment, replayed, end))
         judgement = judge(segment, end, replayed, floor, comparable=self._comparable(segment, replayed))
         measured = self._error(segment, replayed, end) | {"tolerance": judgement.measured}
+        if judgement.outcome is Outcome.PASSED:
+            return self._passed(segment, trained, replayed, judgement.detail, measured)
         return _result(segment, judgement.outcome, judgement.detail, measured)
 
     def _error(self, segment: Segment, replayed: Replayed, committed: Snapshot) -> dict[str, Any]:
@@ -158,6 +172,12 @@ def variations(
 def _result(segment: Segment, outcome: Outcome, detail: str, measured: dict[str, Any] | None = None) -> SegmentResult:
     record = segment.record
     return SegmentResult(record.index, record.start_step, record.end_step, outcome, detail, measured or {})
+
+
+def _losses_are_equal(segment: Segment, replayed: Replayed) -> bool:
+    """Say whether every recorded loss is the replay's, to the last bit."""
+    pairs = zip(segment.steps.steps, replayed.losses, strict=True)
+    return all(step.loss is None or canonical.encode(step.loss) == canonical.encode(loss) for step, loss in pairs)
 
 
 def _end(segment: Segment) -> str:

@@ -1,6 +1,7 @@
 """Whether the samples of the opened segments come in the order that the run's seed gives, where that was declared.
 
 The pass and the place of a batch follow from its number; the sampler of the verifier's own recipe draws the pass again.
+Numbers go on from one opened segment to the next, or else passes could be chosen at will among countless ones.
 Implements specs/verification.md, check 9, part "order".
 """
 
@@ -29,33 +30,43 @@ def check_order(sampler: Any, seed: bytes, segments: Iterable[Steps]) -> int | N
         segments: step records of the opened segments, ascending.
 
     Returns:
-        How many batches were left out, which is what breaking off a pass does; None if this sampler's order does not
-        follow from the seed, so that nothing could be compared.
+        How many batches were left out, which is what breaking off a pass does; where steps lie between that are not
+        opened, how many more than those can have used, each as many as the largest step of the opened ones. None if
+        this sampler's order does not follow from the seed, so that nothing could be compared.
 
     Raises:
-        DataError: other samples than the seed gives, or batches left out inside a pass.
+        DataError: other samples than the seed gives, batches left out inside a pass, or fewer batches than steps.
         MissingError: the sampler fails here.
     """
     length = pass_length(sampler) if follows_seed(sampler) else None
     if length is None:
         return None
     order = _Order(sampler, seed, length)
-    left_out = 0
+    segments = tuple(segments)
+    most = max((len(step.microbatches) for steps in segments for step in steps.steps), default=0)
+    left_out, last, end = 0, -1, 0
     for steps in segments:
-        last: int | None = None
+        unseen = steps.start_step - end
+        end = steps.start_step + len(steps.steps)
         for number, step in enumerate(steps.steps, steps.start_step):
             for microbatch in step.microbatches:
                 got = microbatch.number
-                if last is not None and got != last + 1:
-                    if got % length:
+                if unseen:
+                    if got <= last + unseen:
+                        expected = f"{last + unseen + 1} or more, as each step before took one"
+                        raise DataError(f"step {number}: batch number", expected=expected, got=got)
+                    left_out += max(0, got - last - 1 - unseen * most)
+                    unseen = 0
+                elif got != last + 1:
+                    if got < last or got % length:
                         raise DataError(f"step {number}: batch number", expected=f"{last + 1} or a new pass", got=got)
                     left_out += got - last - 1
                 last = got
-                expected = order.batch(got)
-                if microbatch.ranks[0] != expected:
+                drawn = order.batch(got)
+                if microbatch.ranks[0] != drawn:
                     raise DataError(
                         f"step {number}: samples of batch {got}, drawn from the seed",
-                        expected=expected,
+                        expected=drawn,
                         got=microbatch.ranks[0],
                     )
     return left_out

@@ -17,11 +17,11 @@ from polstore.wire.keys import SigningKey
 from polstore.wire.note import Note, cosign
 from polstore.wire.note import parse as parse_note
 from polverify.challenge import choose, odd_states, witness_nonce
-from polverify.power import caught
+from polverify.power import caught, percent
 from polverify.verdict import Decision, Verdict
 from tests.attacks import forge
 from tests.attacks.forge import KEY, Evidence, Trainer
-from tests.attacks.test_forged_runs import Jump
+from tests.attacks.test_forged_runs import ForgedMoments, Jump
 
 CHALLENGE, DATA, REPLAY, PLAUSIBILITY = 7, 9, 10, 11  # numbers of checks
 TOP = Rules(top=1)
@@ -117,9 +117,9 @@ def test_concatenation_is_caught_by_the_largest_update(rejects, trained, segment
     assert rejects(Jump().aim(trained, at=segment).run(opened=asked.segments), challenge=asked) == REPLAY
 
 
-def lying(trained: Trainer, *, opened: tuple[int, ...] = (), audit: bool = False) -> Evidence:
+def lying(trained: Trainer, *, opened: tuple[int, ...] = (), audit: bool = False, base: int | None = None) -> Evidence:
     """A concatenation whose jump, in segment 2, is written down as the smallest update of the run."""
-    forged = Jump(audit=audit).aim(trained, at=2).run(opened=opened)
+    forged = Jump(audit=audit, base=base).aim(trained, at=2).run(opened=opened)
     small = replace(forged.records()[1].norms, l1=1e-6, l2=1e-6, linf=1e-6, cos=1e-9)
     return forged.recording(2, norms=small)
 
@@ -135,6 +135,12 @@ def test_concatenation_with_a_small_norm_is_not_claimed_as_caught(judge, trained
     assert any("add nothing against a forger who writes a small norm" in line for line in verdict.power.lines())
 
 
+def test_a_base_before_the_jump_gives_the_small_norm_away(rejects, trained):
+    """Segment 3 is honest, but snapshot 0, its base, is farther off than the norms from there on add up to."""
+    assert rejects(lying(trained, opened=(3,), base=0)) == PLAUSIBILITY
+    assert rejects(lying(trained, opened=(3,), base=0), jobs=2) == PLAUSIBILITY
+
+
 def test_a_full_audit_finds_the_small_norm(rejects, trained):
     asked = ask(lying(trained), TOP, random=0)
     assert rejects(lying(trained, opened=asked.segments, audit=True), challenge=asked, audit=True) == PLAUSIBILITY
@@ -147,6 +153,20 @@ def test_a_full_audit_makes_top_count(judge):
     assert (about_top(verdict)["norms"], about_top(verdict)["with_top"]) == ("facts", 1.0)
     assert about_top(verdict)["by_drawing"] == asked.random / asked.population
     assert verdict.checks[PLAUSIBILITY].detail == "norms of all segments"
+
+
+def test_top_is_not_claimed_against_a_jump_that_a_forged_optimizer_state_carries_out(judge, trained):
+    """The largest update replays, and no norm tells of the segment before it, which ends in the forged state."""
+    forged = ForgedMoments(fidelity="lossless", audit=True).aim(trained)
+    asked = ask_passing_by(1, forged.run(opened=()), TOP, random=1)
+    assert 2 in asked.named
+    verdict = judge(
+        ForgedMoments(fidelity="lossless", audit=True).aim(trained).run(asked.segments), challenge=asked, audit=True
+    )
+    assert verdict.decision is Decision.ACCEPT, verdict.reason
+    one = verdict.power.as_json()["one_bad_segment"]
+    assert one < about_top(verdict)["with_top"] == 1
+    assert verdict.power.lines()[1].endswith(f"it is caught as one bad segment is, with {percent(one)}")
 
 
 def test_audits_that_are_not_delivered_or_not_asked_for(rejects, judge):

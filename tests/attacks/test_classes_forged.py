@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 
+from polstore.codec.live.environment import detect
 from polverify.verdict import Decision
-from tests.attacks.elsewhere import Elsewhere
-from tests.attacks.forge import edit, map_weights
+from tests.attacks.elsewhere import RECIPE, THREADS, Elsewhere
+from tests.attacks.forge import Trainer, edit, map_weights
 
 if TYPE_CHECKING:
     from polstore.codec.snapshot import Snapshot
@@ -65,6 +67,42 @@ def test_optimizer_state_forgery_in_another_class(tolerant, victim, optimizer):
     start, end = forged.snapshots[2], forged.snapshots[4]
     moved = [np.abs(end.tensor(n).data - start.tensor(n).data).max() for n in start.names if n.startswith("parameter/")]
     assert max(moved) > 0.05  # it works: segment 1 jumps, and replays
+
+
+class HugeMoment(ForgedState):
+    """Hides, from the end of segment 0 on, all moments of a tensor behind one that decays, and so forges those of 1."""
+
+    def end(self, index: int) -> None:
+        for name, parameter in parameters(self).items():
+            state = self.training.optimizer.state[parameter]
+            first, second = state["exp_avg"].view(-1), state["exp_avg_sq"].view(-1)
+            if index == 0:
+                first[0], second[0] = 1e6, 1e18  # moves its weight by a thousandth of the learning rate
+            elif index == 1:
+                goal = torch.from_numpy(self.goal.tensor(f"parameter/{name}").data.copy())
+                first[1:] = ((parameter.detach().view(-1) - goal) / self.config["lr"] / 5)[1:]
+                second[1:] = 1e-2
+
+
+def test_one_huge_moment_hides_the_others_of_its_tensor(tolerant):
+    """A limit, not a feat: distances are those of whole tensors. The verdict says so; drawing 0 ends it."""
+    options: dict[str, Any] = {"config": {"optimizer": "adam", "lr": 1e-3}, "fidelity": "lossless"} | SHORT
+    aim = Elsewhere(**options)
+    aim.run()
+    goal = map_weights(aim.snapshots[6], lambda _name, data: -data)
+
+    def forged(*opened: int) -> Any:
+        trainer = HugeMoment(**options)
+        trainer.goal = goal
+        verdict = tolerant(trainer.run(opened))
+        start, end = (trainer.snapshots[step].tensor("parameter/0.weight").data for step in (4, 6))
+        assert np.abs(end - start).max() > 50 * options["config"]["lr"]  # it works: two steps of Adam move 2e-3
+        return verdict
+
+    verdict = forged(1, 2)
+    assert verdict.decision is Decision.ACCEPT, verdict.reason
+    assert any("one huge value in a tensor makes that large" in warning for warning in verdict.warnings)
+    assert forged(0, 1, 2).decision is Decision.REJECT
 
 
 def test_buffer_only_edit_in_another_class(tolerant):
@@ -180,3 +218,22 @@ def test_false_losses_are_not_accepted_in_another_class(tolerant):
     trainer = Boastful(config=CONV, fidelity="lossless", **SHORT)
     trainer.part = 0.1
     assert tolerant(trainer.run()).decision is Decision.REJECT
+
+
+@pytest.mark.parametrize(
+    ("part", "wanted"), [(1.0, Decision.ACCEPT), (0.9, Decision.INCONCLUSIVE), (0.1, Decision.REJECT)]
+)
+def test_false_losses_beside_the_very_same_states(tolerant, part, wanted):
+    """A class that differs in name only leads to equal digests. Those say nothing of the losses."""
+
+    class Boastful(Trainer):
+        def train(self, batches: Any, number: int) -> Any:
+            return super().train(batches, number) * part
+
+    environment = replace(detect("cpu"), threads=THREADS)
+    verdict = tolerant(Boastful(recipe_file=RECIPE, environment=environment, fidelity="lossless", **SHORT).run())
+    assert verdict.decision is wanted, verdict.reason
+    if wanted is Decision.ACCEPT:
+        assert {segment.detail for segment in verdict.segments} == {"state digests are equal"}
+    else:
+        assert "loss" in verdict.reason

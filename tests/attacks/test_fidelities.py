@@ -44,6 +44,18 @@ def test_a_float16_run_that_was_written_back_is_accepted(judge):
     assert judge(written_back.declaring(fidelity="float16")).decision is Decision.ACCEPT
 
 
+def test_false_losses_of_a_float16_run_that_was_written_back(judge):
+    """All states match to the last bit; the fidelity that is declared does not make false losses pass beside them."""
+
+    class Boastful(Trainer):
+        def train(self, batches, number):
+            return super().train(batches, number) * 0.5
+
+    verdict = judge(Boastful().run().declaring(fidelity="float16"))
+    assert verdict.decision is Decision.INCONCLUSIVE
+    assert "fidelity float16 needs a tolerance" in verdict.reason
+
+
 def test_losses_do_not_reject_a_float16_run(judge):
     class Boastful(Trainer):
         def train(self, batches, number):

@@ -5,6 +5,7 @@ Only one thing is false in each of them; `test_a_trainer_who_does_not_lie_is_acc
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -463,6 +464,46 @@ def test_learning_rate_in_the_record_is_not_the_one_used(rejects):
     assert rejects(Lying().run()) == REPLAY
 
 
+# The base of a snapshot.
+
+
+class FarBase(Trainer):
+    """Makes one false snapshot, and takes all later ones against it: so far off that rounding leaves no training."""
+
+    def aim(self, victim: Trainer, change: Any) -> FarBase:
+        self.goal, self.change = last(victim), change
+        return self
+
+    def commit(self, index: int, committed: Snapshot) -> Snapshot:
+        if index != 1:
+            return committed
+        return map_weights(committed, lambda name, data: self.change(data, self.goal.tensor(name).data))
+
+    def base_of(self, start: int) -> int | None:
+        return 0 if start < 6 else 6
+
+
+def one_huge_weight(_data: Any, goal: Any) -> Any:
+    return np.where(np.arange(goal.size) == 0, np.float32(2.0**100), goal)
+
+
+def all_far_off(data: Any, _goal: Any) -> Any:
+    return data + np.float32(4096)
+
+
+@pytest.mark.parametrize("change", [one_huge_weight, all_far_off])
+def test_base_so_far_off_that_rounding_hides_the_training(rejects, judge, trained, change):
+    """Segments 3 and 4 match bit for bit whatever was trained: the first change ends all in the victim's weights."""
+    evidence = FarBase().aim(trained, change).run(opened=(3, 4))
+    verdict = judge(evidence)
+    assert verdict.decision is Decision.INCONCLUSIVE, verdict.reason
+    assert re.match(r"check 10 \(replay\): segment 3: rounding against its base moved the weights", verdict.reason)
+    assert (verdict.power.drawn, verdict.power.steps_replayed) == (0, 0)
+    small = replace(evidence.records()[1].norms, l1=0.1, l2=0.1, linf=0.1)
+    assert rejects(evidence.recording(1, norms=small).recording(2, norms=small)) == PLAUSIBILITY
+    assert rejects(FarBase().aim(trained, change).run(opened=(1,))) == REPLAY
+
+
 # Records and norms.
 
 
@@ -470,6 +511,18 @@ def test_false_norms(rejects, honest):
     for name, value in (("l1", 0.0), ("l2", 1e9), ("linf", float("nan")), ("cos", float("inf"))):
         norms = replace(honest.records()[2].norms, **{name: value})
         assert rejects(honest.recording(2, norms=norms)) == PLAUSIBILITY
+
+
+def test_norms_are_not_false_by_a_part_of_a_larger_one(rejects):
+    """l1 grows with the number of weights; a billionth of it is no measure for the other distances."""
+    change = Trainer(config={"hidden": 5000, "lr": 3.0})
+    evidence = change.run(opened=(2,))
+    norms = evidence.records()[2].norms
+    for name in ("linf", "cos"):
+        off = norms.l1 * 9e-10
+        assert off > 1e-8
+        false = replace(norms, **{name: getattr(norms, name) + off})
+        assert rejects(evidence.recording(2, norms=false)) == PLAUSIBILITY
 
 
 def test_nan_weights_are_no_match(rejects):

@@ -259,13 +259,14 @@ def test_a_new_head_that_is_not_the_seeds_is_tested_and_labelled(family, judge, 
 # Chains.
 
 
-def own(link_root, decision="ACCEPT", drawn=2, nonce_from="fresh"):
+def own(link_root, decision="ACCEPT", drawn=2, nonce_from="fresh", tolerated=0, policy=None):
     """A verdict as `polverify check --json` prints one, on the run with this signed root."""
     at = parse_text(parse_note(link_root).text)
     segments = at.size - 1
     claim = {"origin": at.origin, "size": at.size, "root": at.root.hex(), "segments": segments}
     power = {"segments": segments, "drawn": drawn, "population": segments - 2, "nonce_from": nonce_from}
-    value = {"schema": "polverify/verdict/v2", "decision": decision, "claim": claim, "power": power}
+    power["tolerated"] = tolerated
+    value = {"schema": "polverify/verdict/v2", "decision": decision, "claim": claim, "power": power, "policy": policy}
     return OwnVerdict.from_json(value, "verdict")
 
 
@@ -321,6 +322,25 @@ def test_chain_with_a_verdict_on_something_else(links, verdicts):
         check_chain(links, KEYS, [*verdicts, replace(verdicts[0], root="00" * 32)])
     with pytest.raises(UsageError, match="links of a chain"):
         check_chain([], KEYS)
+
+
+def test_chain_with_two_verdicts_on_one_run(family, links, verdicts):
+    """Of a rejection and an acceptance none may win by its place."""
+    rejected = own(family.link.child_root, "REJECT")
+    for given in ([*verdicts, rejected], [rejected, *verdicts]):
+        with pytest.raises(UsageError, match="verdicts on one signed root: expected one each, got 4 on 3"):
+            check_chain(links, KEYS, given)
+
+
+def test_chain_says_what_its_verdicts_rest_on(family, links, verdicts):
+    assert not [text for text in check_chain(links, KEYS, verdicts).warnings if "tolerance" in text or "policy" in text]
+    verdicts[1] = own(family.link.child_root, tolerated=3, policy={"sha256": "ab", "judged_at": None, "rules": {}})
+    found = check_chain(links, KEYS, verdicts, policy="ab")
+    assert found.decision is Decision.ACCEPT
+    above, within, below = found.warnings[1:]
+    assert within.startswith("3 segments of example.com/mallory/second are within a tolerance only")
+    assert [text.split()[3].rpartition("/")[2] for text in (above, below)] == ["third", "first"]
+    assert all("was not judged by this policy" in text for text in (above, below))
 
 
 def test_chain_with_a_nonce_that_a_prover_can_grind(family, links, verdicts):

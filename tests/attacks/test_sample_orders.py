@@ -61,8 +61,23 @@ def test_batches_left_out_inside_a_pass(rejects):
     assert rejects(forged.declaring(sampler="seed")) == DATA
 
 
-def steps(numbers, batches):
-    return Steps(0, tuple(Step((Microbatch(n, (tuple(batches[n]),)),), (), None) for n in numbers))
+def test_passes_chosen_at_will(rejects, judge):
+    """Segment 2 is trained on pass 1000: never in a run whose segments before it are opened, nor unseen in another."""
+    numbers = [*range(6), *range(8000, 8008)]
+    forged = Picks(fidelity="lossless").picking(numbers).run().declaring(sampler="seed")
+    assert any("7994 batches of the order were left out" in warning for warning in judge(forged).warnings)
+    numbers = [*range(6), *range(8001, 8009)]
+    forged = Picks(fidelity="lossless").picking(numbers).run().declaring(sampler="seed")
+    assert rejects(forged) == DATA
+    forged = Picks(fidelity="lossless").picking(numbers).run(opened=(0, 2, 4)).declaring(sampler="seed")
+    assert any("7995 batches of the order were left out" in warning for warning in judge(forged).warnings)
+    forged = Picks(fidelity="lossless").picking(range(3, 17)).run(opened=(0,)).declaring(sampler="seed")
+    assert rejects(forged) == DATA
+
+
+def steps(numbers, batches, start=None):
+    start = next(iter(numbers)) if start is None else start  # as many steps before it as batches
+    return Steps(start, tuple(Step((Microbatch(n, (tuple(batches[n]),)),), (), None) for n in numbers))
 
 
 @pytest.fixture
@@ -84,6 +99,31 @@ def test_passes_differ_and_are_repeatable(drawn):
 def test_whole_passes_and_broken_off_ones_agree(drawn, numbers, left_out):
     sampler, batches = drawn
     assert check_order(sampler, forge.SEED, [steps(numbers, batches)]) == left_out
+
+
+@pytest.mark.parametrize(
+    ("segments", "left_out"),
+    [
+        ([((0, 1), 0), ((2, 3), 2)], 0),
+        ([((0, 1), 0), ((4, 5), 2)], 2),
+        ([((4, 5), 0)], 4),
+        ([((0, 1), 0), ((7, 8), 7)], 0),
+        ([((0, 1), 0), ((9, 10), 7)], 2),
+        ([((0, 1), 0), ((3, 4), 2)], None),
+        ([((3, 4), 0)], None),
+        ([((0, 1), 0), ((5, 6), 7)], None),
+        ([((5, 6), 7)], None),
+        ([((2, 3), 2), ((0, 1), 4)], None),
+    ],
+)
+def test_numbers_go_on_from_one_opened_segment_to_the_next(drawn, segments, left_out):
+    sampler, batches = drawn
+    opened = [steps(numbers, batches, start) for numbers, start in segments]
+    if left_out is not None:
+        assert check_order(sampler, forge.SEED, opened) == left_out
+    else:
+        with pytest.raises(DataError, match="batch number"):
+            check_order(sampler, forge.SEED, opened)
 
 
 @pytest.mark.parametrize("numbers", [(0, 2), (4, 6), (3, 5), (0, 1, 2, 7)])

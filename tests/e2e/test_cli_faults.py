@@ -112,6 +112,7 @@ FAULTS = [
     (2, "polverify plan --segments 0", "number of segments"),
     (2, "polverify plan --segments 9 --share 5%", "a number like"),
     (2, "polverify plan --segments 9 --share 0", "above 0"),
+    (2, "polverify plan --segments 9 --share 1e-999999999", "a number like"),
     (2, "polverify plan --segments 9 --confidence 1.5", "above 0 and at most 1"),
     (2, "polverify plan --segments 9 --confidence 1/0", "a number like"),
     (2, "polverify plan --segments 9 --step-seconds 2", "--steps-per-segment with it"),

@@ -102,6 +102,7 @@ def test_a_challenge_is_answered_by_a_web_server_alone(made, shell, tmp_path):
     assert verdict["decision"] == "ACCEPT"
     assert [item["index"] for item in verdict["segments"]] == segments
     fetched, whole = verdict["claim"]["bytes_fetched"], verdict["claim"]["bytes_in_archive"]
+    assert verdict["power"]["bytes_moved"] == fetched
     assert f"fetched {fetched} bytes; the archive says that the run takes {whole} bytes" in err
     assert whole == total(made / "www") - (made / "www/run/long/size").stat().st_size
     assert len(server.asked) == len(set(server.asked))  # nothing twice
@@ -125,10 +126,12 @@ def test_the_archive_says_the_same_as_a_bundle(made, shell, tmp_path):
     shell.ok("polstore", "prove", "--store", made / "st", "--segment", 39, "--out", tmp_path / "bundle")
     ours = json.loads(shell.ok(*check_words(made, tmp_path / "bundle", "--json")))
     theirs = json.loads(shell.ok(*check_words(made, made / "www", "--segment", 39, "--json")))
-    del theirs["claim"]["bytes_fetched"], theirs["claim"]["bytes_in_archive"]
+    assert theirs["power"].pop("bytes_moved") == theirs["claim"].pop("bytes_fetched")
+    assert ours["power"].pop("bytes_moved") == (tmp_path / "bundle").stat().st_size
+    del theirs["claim"]["bytes_in_archive"]
     chosen = [verdict["coverage"][39].pop("opened") for verdict in (ours, theirs)]
     assert chosen == ["prover", "caller"]  # which is what the warnings say, too
-    assert theirs | {"warnings": []} == ours | {"warnings": []}  # down to the length of the bundle
+    assert theirs | {"warnings": []} == ours | {"warnings": []}  # down to the length of the bundle, in check 0
 
 
 def test_an_archive_below_a_path_and_behind_a_slash(made, shell):

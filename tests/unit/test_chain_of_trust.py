@@ -90,6 +90,8 @@ def test_verdict_with_and_without_power():
         {"power": {"drawn": 9, "population": 8}},
         {"power": {"drawn": -1}},
         {"power": {"drawn": "many"}},
+        {"power": {"drawn": float("inf")}},
+        {"policy": 1},
     ],
 )
 def test_what_is_no_verdict(wrong):

@@ -129,6 +129,14 @@ def test_a_plan_is_the_smallest_that_does(segments: int, share: Fraction, confid
     assert found.p >= float(confidence)
 
 
+def test_certainty_takes_one_more_than_the_sound_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No binomial is needed for that; of millions of segments it would take minutes."""
+    monkeypatch.setattr(math, "comb", None)
+    found = plan(2**24, Fraction(3, 10), Fraction(1))
+    assert (found.drawn, found.p) == (2**24 - 2 - found.forged + 1, 1.0)
+    assert caught(2**24, 2**20, 2**24 - 2**20 + 1) == 1.0
+
+
 def test_plans_of_long_runs_are_quick_and_cost_something() -> None:
     found = plan(2**24, Fraction(1, 20), Fraction(99, 100))
     assert found.drawn == 90

@@ -91,6 +91,24 @@ def test_a_moment_may_be_rounded_the_other_way_in_a_keyframe_too(name, bits, com
     assert judge(segment, moment(1.0 + steps * step), replayed, floor, comparable=True).outcome is wanted
 
 
+@pytest.mark.parametrize(("far", "wanted"), [(0.0, Outcome.FAILED), (1.0, Outcome.UNDECIDED), (1e4, Outcome.UNDECIDED)])
+def test_a_base_far_off_makes_no_tolerance(far, wanted):
+    """A step of float16 against it may be all that a weight moves; then the weight is bounded, and not compared."""
+
+    def weights(*values):
+        return Snapshot((Tensor("parameter/w", "float32", (4,), np.array(values, "<f4")),), b"s")
+
+    record = SimpleNamespace(index=0, start_step=0, end_step=1)
+    segment = Segment(record, SimpleNamespace(steps=[]), weights(0, 0, 0, 0), weights(far, 0, 0, 0))
+    replayed = Replayed(weights(0, 1e-3, 0, 0), (), b"")
+    floor = Floor(("a",), {"parameter/w": 0.0}, (), unstable=False)
+    try:
+        found = judge(segment, weights(0, 0, 0, 1e-3), replayed, floor, comparable=True).outcome
+    except ReplayError:
+        found = Outcome.FAILED
+    assert found is wanted
+
+
 def test_where_random_numbers_may_differ_no_error_rejects():
     assert outcome(9.0, SMALL, comparable=False) is Outcome.UNDECIDED
     assert outcome(0.0, SMALL, comparable=False) is Outcome.PASSED
