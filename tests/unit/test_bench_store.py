@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import threading
 import time
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from tools.bench.store import repositories, rows
-from tools.bench.store.clock import Cost, measured
+from tools.bench.store.clock import Cost, measured, settle
 from tools.bench.store.files import room
 from tools.bench.store.growth import Times
 from tools.bench.store.memory import STATUS, Extra, in_status, own_peak
@@ -103,6 +104,17 @@ def test_work_in_the_background_is_counted() -> None:
     measured(thread.start)
     assert not thread.is_alive()
     assert time.process_time() > before
+
+
+def test_threads_that_python_did_not_start_are_not_waited_for() -> None:
+    """OpenMP's spin after their last work; here one that Python does not know of stands for them."""
+    stop = threading.Event()
+    spin = lambda: [None for _ in iter(stop.is_set, True)]  # noqa: E731
+    _thread.start_new_thread(spin, ())
+    try:
+        assert settle() == 0
+    finally:
+        stop.set()
 
 
 def test_sizes_of_repositories(tmp_path) -> None:

@@ -74,12 +74,14 @@ def settle() -> float:
 
 
 def _others_work() -> bool:
-    """Say whether a thread of this process, other than the one that asks, is at work."""
-    own = str(threading.get_native_id())
-    for task in TASKS.iterdir():
-        if task.name != own:
+    """Say whether another thread that Python started is at work.
+
+    OpenMP's threads spin for milliseconds after their last work, whoever gave it to them; nobody waits for that.
+    """
+    for thread in threading.enumerate():
+        if thread.native_id is not None and thread is not threading.current_thread():
             with suppress(FileNotFoundError, ProcessLookupError):  # it ended in between
-                state = (task / "stat").read_text().rpartition(")")[2].split()[0]
+                state = (TASKS / str(thread.native_id) / "stat").read_text().rpartition(")")[2].split()[0]
                 if state in WORKING:
                     return True
     return False
