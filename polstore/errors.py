@@ -67,8 +67,10 @@ class PolstoreError(Exception):
     def __init__(self, message: str, *, expected: object = None, got: object = None) -> None:
         self.expected = expected
         self.got = got
-        if expected is not None or got is not None:
+        if expected is not None:
             message = f"{message}: expected {_show(expected)}, got {_show(got)}"
+        elif got is not None:
+            message = f"{message}: got {_show(got)}"
         super().__init__(message)
 
 
