@@ -15,11 +15,10 @@ from tempfile import SpooledTemporaryFile
 from typing import TYPE_CHECKING
 
 from polstore.codec import frames
-from polstore.errors import DamagedError
 from polstore.files import file_error
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from polstore.codec.snapshot import Snapshot
     from polstore.reader import Run
@@ -28,6 +27,16 @@ __all__ = ["Carried"]
 
 LONGEST = 2  # records behind one snapshot, itself included, that are carried as they are: it and its keyframe
 IN_MEMORY = 64 << 20  # bytes of frames made anew; more of them go into a temporary file
+
+
+def alone(run: Run, stored: frames.StoredSnapshot) -> tuple[frames.StoredSnapshot, dict[bytes, bytes]]:
+    """Return how a snapshot is stored: as it is, or, where that is against a parent's, anew and by itself.
+
+    Besides, the frames that were made for that, by the SHA-256 of their bytes.
+    """
+    if stored.base is None or stored.state_digest != run.manifest.initial.state:
+        return stored, {}
+    return frames.encode_exactly(run.snapshot(stored.state_digest), None)
 
 
 class Carried:
@@ -60,12 +69,13 @@ class Carried:
             chain = self._own(run.stored_snapshots(digest))
             if len(chain) <= LONGEST:
                 for stored in chain:
-                    self._take(stored)
+                    if stored.state_digest not in self.records:
+                        self._keep(*alone(run, stored))
             elif chain[0].base in wanted:
                 self.records[digest] = chain[0]
             else:
                 snapshot = run.snapshot(digest)
-                self._store(snapshot, first)
+                self._keep(*frames.encode_exactly(snapshot, first))
                 first = snapshot if first is None else first
 
     def _own(self, chain: list[frames.StoredSnapshot]) -> list[frames.StoredSnapshot]:
@@ -74,17 +84,8 @@ class Carried:
         initial = self._run.manifest.initial.state
         return chain[: digests.index(initial) + 1] if initial in digests else chain
 
-    def _take(self, stored: frames.StoredSnapshot) -> None:
-        digest = stored.state_digest
-        if stored.base is None or digest != self._run.manifest.initial.state:
-            self.records[digest] = stored
-        elif digest not in self.records:
-            self._store(self._run.snapshot(digest), None)
-
-    def _store(self, snapshot: Snapshot, base: Snapshot | None) -> None:
-        stored, blobs, _ = frames.encode(snapshot, base, "lossless")  # which compares what it writes
-        if stored.state_digest != snapshot.digest():
-            raise DamagedError("snapshot stored anew", expected=snapshot.digest(), got=stored.state_digest)
+    def _keep(self, stored: frames.StoredSnapshot, blobs: Mapping[bytes, bytes]) -> None:
+        """Carry a record, and the frames that were made for it."""
         self.records[stored.state_digest] = stored
         try:
             for digest, frame in blobs.items():

@@ -37,9 +37,7 @@ def store_inherited(store: Store, initial: Snapshot, parent: Snapshot) -> bool:
     with store.read() as view:
         if view.has_snapshot(initial.digest()) or not _serves(view, parent.digest()):
             return False
-    stored, blobs, _ = frames.encode(initial, parent, "lossless")
-    if stored.state_digest != initial.digest():
-        raise DamagedError("snapshot 0 stored against its parent", expected=initial.digest(), got=stored.state_digest)
+    stored, blobs = frames.encode_exactly(initial, parent)
 
     def work(transaction: Writer) -> None:
         for digest, frame in blobs.items():

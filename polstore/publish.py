@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from polstore.codec import frames
+from polstore.carried import alone
 from polstore.codec.frames import StoredSnapshot
 from polstore.codec.stored import MAX_RECORD
 from polstore.errors import DamagedError, MalformedError, MissingError
@@ -202,7 +202,8 @@ class _Publication:
         while wanted is not None and snapshot_name(wanted) not in self.needed:
             data = self.shared.read(snapshot_name(wanted), MAX_RECORD)
             if data is None:
-                stored = self._alone(self.run.stored_snapshots(wanted)[0])
+                stored, made = alone(self.run, self.run.stored_snapshots(wanted)[0])
+                self.made |= made
                 missing.append(stored)
             else:
                 stored = self._published(wanted, data)
@@ -215,13 +216,6 @@ class _Publication:
             name, data = snapshot_name(stored.state_digest), stored.encode()
             self.shared.replace(name, data)
             self.needed[name] = len(data)
-
-    def _alone(self, stored: StoredSnapshot) -> StoredSnapshot:
-        """Return how a snapshot is stored; a snapshot 0 anew, by itself, so that no other of a parent is published."""
-        if stored.base is None or stored.state_digest != self.run.manifest.initial.state:
-            return stored
-        anew, self.made, _ = frames.encode(self.run.snapshot(stored.state_digest), None, "lossless")
-        return anew
 
     def _published(self, digest: bytes, data: bytes) -> StoredSnapshot:
         place = self.shared.directory / snapshot_name(digest)

@@ -153,7 +153,7 @@ class _Job:
         new, fresh = old, blobs
         if base != old.base:
             against = None if base is None else self._states.base(base)
-            new, fresh, _ = frames.encode(snapshot, against, "lossless")
+            new, fresh = frames.encode_exactly(snapshot, against)
         new, fresh = _compress(new, fresh, self._level)
         if new == old:
             return

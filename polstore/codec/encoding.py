@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from polstore.codec.snapshot import Tensor
     from polstore.wire.state import TensorEntry
 
-__all__ = ["encode", "encode_parts"]
+__all__ = ["encode", "encode_exactly", "encode_parts"]
 
 GROUP = 1 << 20  # bytes of a full group: its planes fit the L2 cache, and reading one tensor fetches little else
 
@@ -79,6 +79,22 @@ def encode(
         parts, snapshot.scalars, against, blobs.__setitem__, lambda part: committed.append(part.tensor)
     )
     return stored, blobs, Snapshot(tuple(committed), snapshot.scalars)
+
+
+def encode_exactly(snapshot: Snapshot, base: Snapshot | None) -> tuple[StoredSnapshot, dict[bytes, bytes]]:
+    """Encode a committed snapshot once more, by itself or against another base, to the last bit.
+
+    Returns:
+        The record, and the frames by the SHA-256 of their bytes.
+
+    Raises:
+        MalformedError: as `encode_parts` does.
+        DamagedError: likewise, or what was stored would be another snapshot.
+    """
+    stored, blobs, _ = encode(snapshot, base, "lossless")
+    if stored.state_digest != snapshot.digest():
+        raise DamagedError("snapshot stored anew", expected=snapshot.digest(), got=stored.state_digest)
+    return stored, blobs
 
 
 def encode_parts(

@@ -7,7 +7,7 @@ and `polstore.codec.stored`. Implements "Stored snapshot" of specs/codec.md. Doe
 from __future__ import annotations
 
 from polstore.codec.decoding import DEFAULT_MAX_BYTES, decode, decode_tensor
-from polstore.codec.encoding import encode, encode_parts
+from polstore.codec.encoding import encode, encode_exactly, encode_parts
 from polstore.codec.framing import RAW, ZSTD
 from polstore.codec.stored import Encoding, StoredFrame, StoredGroup, StoredSnapshot, StoredTensor
 
@@ -23,5 +23,6 @@ __all__ = [
     "decode",
     "decode_tensor",
     "encode",
+    "encode_exactly",
     "encode_parts",
 ]
