@@ -93,12 +93,8 @@ def check_store(store: Store, progress: Callable[[str, int, int], None], keys: S
     """
     with survey(store) as found:
         report = Report()
-        for page, error in found.damages:
-            _damage(report, f"page {page} of the data file", error, "what is named below, or whole runs")
-        for key in found.foreign:
-            _damage(report, f"key {key.hex()}", "none that a store has", "what is named below, or a whole run")
-        for name in found.lost:
-            _damage(report, f"run {name}", "its row is lost", "the whole run")
+        for fault in found.faults():
+            _damage(report, *fault)
         _check_contents(report, found, progress)
         if keys:
             with found.read() as view:

@@ -93,11 +93,8 @@ def collect(store: Store, progress: Callable[[str, int, int], None]) -> Garbage:
 def _require_sound(store: Store) -> None:
     """Require that every key of every run can be seen: one flipped bit can hide many, and LMDB has no checksums."""
     with survey(store) as found:
-        wrong = [f"page {page} {what}" for page, what in found.damages]
-        wrong += [f"key {key.hex()} is none that a store has" for key in found.foreign]
-        wrong += [f"the row of run {name} is lost" for name in found.lost]
-    if wrong:
-        raise DamagedError(f"in a damaged store nothing is known to be garbage, see polstore fsck: {wrong[0]}")
+        for what, error, _ in found.faults():
+            raise DamagedError(f"in a damaged store nothing is known to be garbage, see polstore fsck: {what}: {error}")
 
 
 def _find(view: Reader, progress: Callable[[str, int, int], None], *, deleted: bool) -> Garbage:

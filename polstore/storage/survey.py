@@ -58,6 +58,15 @@ class Survey(Store):
             del tree.places[key]
         self._lookup = _Lookup(path, descriptor, tree)
 
+    def faults(self) -> Iterator[tuple[str, str, str]]:
+        """Yield what is wrong before any value is looked at: what, why, and what that may cost."""
+        for page, error in self.damages:
+            yield f"page {page} of the data file", error, "what is named below, or whole runs"
+        for key in self.foreign:
+            yield f"key {key.hex()}", "none that a store has", "what is named below, or a whole run"
+        for name in self.lost:
+            yield f"run {name}", "its row is lost", "the whole run"
+
     @contextmanager
     def read(self) -> Iterator[Reader]:
         """Open a view: always of the same state."""
