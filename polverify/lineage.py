@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING
 from polstore.errors import ContinuityError, MalformedError, MerkleError, SignatureError
 from polstore.wire import merkle
 from polstore.wire.checkpoint import open_root, parse_text, run_origin
-from polstore.wire.lineage import Lineage, entries_root
 from polstore.wire.manifest import Manifest
 from polstore.wire.multi_proof import verify_multi_proof
 from polstore.wire.note import parse as parse_note
 from polstore.wire.segment import SegmentRecord
+from polstore.wire.state import entries_root
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from polstore.wire.checkpoint import Checkpoint, OpenedRoot
     from polstore.wire.keys import VerifierKey
-    from polstore.wire.lineage import ProvenLeaf
+    from polstore.wire.lineage import Lineage, ProvenLeaf
     from polstore.wire.manifest import Parent
 
 __all__ = ["Link", "check_link", "check_link_alone"]

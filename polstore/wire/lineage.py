@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from polstore.errors import MalformedError
-from polstore.wire import canonical, merkle
+from polstore.wire import canonical
 from polstore.wire.bundle import MAX_PROOF
 from polstore.wire.fields import DIGEST_SIZE, Fields
 from polstore.wire.manifest import MAX_LEAF
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from polstore.wire.canonical import Value
 
-__all__ = ["MAX_LINEAGE", "Lineage", "ProvenLeaf", "entries_root", "names_blob", "parse_names"]
+__all__ = ["MAX_LINEAGE", "Lineage", "ProvenLeaf", "names_blob", "parse_names"]
 
 MAX_LINEAGE = 2**28  # bytes: a tensor takes about 200, so a million of them
 MAX_NAMES = 2**28  # bytes of the list of inherited names
@@ -43,18 +43,6 @@ def parse_names(blob: bytes) -> tuple[str, ...]:
     names = tuple(inner.text("name", MAX_NAME) for _ in items)
     check_order(names, "names of the inherited tensors")
     return names
-
-
-def entries_root(entries: Sequence[TensorEntry], scalars: bytes) -> bytes:
-    """Return the state digest of a snapshot from its entries and the SHA-256 of its scalars.
-
-    Raises:
-        MalformedError: the entries are not sorted or not unique.
-    """
-    check_order((entry.name for entry in entries), "tensor names of a snapshot")
-    leaves = [entry.leaf for entry in entries]
-    leaves.append(merkle.leaf_hash(canonical.encode((1, scalars))))
-    return merkle.root(leaves)
 
 
 @dataclass(frozen=True)

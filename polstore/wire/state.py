@@ -22,7 +22,16 @@ if TYPE_CHECKING:
 
     from polstore.wire.canonical import Value
 
-__all__ = ["ITEM_SIZE", "MAX_DIMENSIONS", "MAX_NAME", "MAX_TENSORS", "TensorEntry", "scalars_entry", "state_digest"]
+__all__ = [
+    "ITEM_SIZE",
+    "MAX_DIMENSIONS",
+    "MAX_NAME",
+    "MAX_TENSORS",
+    "TensorEntry",
+    "entries_root",
+    "scalars_entry",
+    "state_digest",
+]
 
 ITEM_SIZE = {  # bytes of one element, by the name that torch and safetensors users know it under
     "bool": 1,
@@ -125,7 +134,16 @@ def state_digest(entries: Sequence[TensorEntry], scalars: bytes) -> bytes:
     """
     if len(entries) > MAX_TENSORS:
         raise MalformedError("snapshot has too many tensors", expected=f"at most {MAX_TENSORS}", got=len(entries))
+    return entries_root(entries, hashlib.sha256(scalars).digest())
+
+
+def entries_root(entries: Sequence[TensorEntry], scalars: bytes) -> bytes:
+    """Return the state digest of a snapshot from its entries and the SHA-256 of its scalars.
+
+    Raises:
+        MalformedError: the entries are not sorted or not unique.
+    """
     check_order((entry.name for entry in entries), "tensor names of a snapshot")
     leaves = [entry.leaf for entry in entries]
-    leaves.append(merkle.leaf_hash(canonical.encode(scalars_entry(scalars))))
+    leaves.append(merkle.leaf_hash(canonical.encode((1, scalars))))
     return merkle.root(leaves)
