@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from polstore.wire.segment import SegmentRecord
     from polverify.states import States
 
-__all__ = ["audit", "check_base", "check_norms", "check_plausibility"]
+__all__ = ["audit", "check_norms", "check_plausibility"]
 
 # Float64 sums of the same numbers in another order: relative, but absolute for cos, a difference of numbers near 1.
 NORM_TOLERANCE = 1e-9
@@ -89,15 +89,27 @@ def audit(
             base_step = record.base_step
             base = None if base_step is None else states.get(state_at(records, base_step))
         start, end = states.get(record.start_state), states.get(record.end_state)
-        check_norms(record, start, end)
-        check_base(records, record, base, end)
+        check_norms(records, record, start, base, end)
         yield index, movement(start, end, record.end_step - record.start_step)
         progress(done, len(wanted))
     del base
 
 
-def check_norms(record: SegmentRecord, start: Snapshot, end: Snapshot) -> None:
-    """Require that a record's norms are those between its snapshots; raises `ReplayError`."""
+def check_norms(
+    records: Sequence[SegmentRecord], record: SegmentRecord, start: Snapshot, base: Snapshot | None, end: Snapshot
+) -> None:
+    """Require that a record's norms are those between its snapshots, and that they explain how far off its base is.
+
+    Args:
+        records: all of the run.
+        record: the segment.
+        start: the snapshot that it starts from.
+        base: the snapshot that its end is quantised against, or None.
+        end: the snapshot that it ends in.
+
+    Raises:
+        ReplayError: a norm is another, or the norms between base and end do not add up to their distance.
+    """
     got = distances(start, end)
     for name in ("l1", "l2", "linf", "cos"):
         ours, theirs = getattr(got, name), getattr(record.norms, name)
@@ -105,23 +117,15 @@ def check_norms(record: SegmentRecord, start: Snapshot, end: Snapshot) -> None:
         same = math.isclose(ours, theirs, rel_tol=relative, abs_tol=absolute)
         if not (same or (math.isnan(ours) and math.isnan(theirs))):
             raise ReplayError(f"segment {record.index}: norm {name}", expected=ours, got=theirs)
+    _check_base(records, record, base, end)
 
 
-def check_base(records: Sequence[SegmentRecord], record: SegmentRecord, base: Snapshot | None, end: Snapshot) -> None:
+def _check_base(records: Sequence[SegmentRecord], record: SegmentRecord, base: Snapshot | None, end: Snapshot) -> None:
     """Require that the base of a segment's end lies no farther from it than the records between the two can explain.
 
     Rounding is as coarse as the base is far off, so a forger would like one that no training led away from; the
     records on the way have to own up to that jump, by the triangle inequality. Where one of them has a norm that is no
     number, it has done so.
-
-    Args:
-        records: all of the run.
-        record: the segment.
-        base: the snapshot that its end is quantised against, or None.
-        end: the snapshot that it ends in.
-
-    Raises:
-        ReplayError: the norms between base and end do not add up to their distance.
     """
     if base is None or record.base_step is None or record.base_step == record.start_step:
         return  # none, or the norm of the segment itself

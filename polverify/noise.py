@@ -14,18 +14,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from polstore.codec.quantise import Role, roles_of
-from polstore.codec.snapshot import CARRIER, Array, Snapshot, Tensor
+from polstore.codec.snapshot import BLOCK, CARRIER, Array, Snapshot, Tensor
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from polstore.errors import ReplayError
     from polstore.wire.segment import SegmentRecord
     from polstore.wire.steps import Steps
 
-__all__ = ["UNIT", "Floor", "Replayed", "Segment", "gap", "largest_gap", "measure", "shaken", "size"]
+__all__ = ["UNIT", "Floor", "Replayed", "Segment", "distance", "gap", "largest_gap", "measure", "shaken", "size"]
 
-BLOCK = 1 << 15  # elements converted to float64 at a time: 256 KiB, as in polstore.codec.norms
 UNIT = {  # distance of 1 from the next number: the rounding unit of a dtype
     "float16": 2.0**-10,
     "bfloat16": 2.0**-7,
@@ -144,32 +143,29 @@ def gap(one: Tensor, other: Tensor | None) -> float:
         return 0.0
     if one.dtype not in UNIT:
         return math.inf
-    squares = 0.0
-    with np.errstate(all="ignore"):
-        for first in range(0, one.data.size, BLOCK):
-            difference = _wide(one, first) - _wide(other, first)
-            squares += float(np.einsum("i,i->", difference, difference))
-    return math.sqrt(squares) if math.isfinite(squares) else math.inf
+    return distance(one, other)
 
 
 def largest_gap(one: Tensor, other: Tensor | None) -> float:
     """Return the largest difference of two elements, or the largest element where there is no other; may be NaN."""
     largest = 0.0
     with np.errstate(all="ignore"):
-        for first in range(0, one.data.size if one.dtype in UNIT else 0, BLOCK):
-            block = _wide(one, first)
-            difference = block if other is None else block - _wide(other, first)
+        for difference in _differences(one, other) if one.dtype in UNIT else ():
             largest = float(np.fmax(largest, np.abs(difference).max()))
     return largest
 
 
 def size(tensor: Tensor) -> float:
     """Return the l2 norm of a tensor in float64; 0 for what is not compared as numbers."""
+    return distance(tensor, None) if tensor.dtype in UNIT else 0.0
+
+
+def distance(one: Tensor, other: Tensor | None) -> float:
+    """Return the l2 distance of two tensors like each other in float64, or a norm; infinite if it is no number."""
     squares = 0.0
     with np.errstate(all="ignore"):
-        for first in range(0, tensor.data.size if tensor.dtype in UNIT else 0, BLOCK):
-            block = _wide(tensor, first)
-            squares += float(np.einsum("i,i->", block, block))
+        for difference in _differences(one, other):
+            squares += float(np.einsum("i,i->", difference, difference))
     return math.sqrt(squares) if math.isfinite(squares) else math.inf
 
 
@@ -198,6 +194,13 @@ def _shaken(tensor: Tensor, base: Tensor | None, most: float, generator: np.rand
         data: Array = (tensor.data + way * off).astype(CARRIER[tensor.dtype])
     data = np.where(np.isfinite(tensor.data), data, tensor.data)  # rounding touches neither NaN nor infinities
     return Tensor(tensor.name, tensor.dtype, tensor.shape, data)
+
+
+def _differences(one: Tensor, other: Tensor | None) -> Iterator[Array]:
+    """Yield one tensor less the other, where there is one, block by block in float64."""
+    for first in range(0, one.data.size, BLOCK):
+        block = _wide(one, first)
+        yield block if other is None else block - _wide(other, first)
 
 
 def _wide(tensor: Tensor, first: int) -> Array:

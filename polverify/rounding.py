@@ -10,12 +10,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from polstore.codec.quantise import Role, roles_of
+from polverify.noise import distance
 
 if TYPE_CHECKING:
-    from polstore.codec.snapshot import Array, Snapshot
+    from polstore.codec.snapshot import Snapshot
 
 __all__ = ["hides_training"]
 
@@ -25,7 +24,6 @@ PART = 1 / 8  # of the update that rounding may take
 # Where the learning rate comes to its end, updates become as small as rounding; but that is small against the weights,
 # unless these were a dozen times larger in the base.
 SMALL = 2.0**-8  # of the weights
-BLOCK = 1 << 15  # elements converted to float64 at a time: 256 KiB
 
 
 def hides_training(start: Snapshot, trained: Snapshot, rounded: Snapshot) -> str | None:
@@ -45,7 +43,7 @@ def hides_training(start: Snapshot, trained: Snapshot, rounded: Snapshot) -> str
         before, after = start.partner(*about), rounded.partner(*about)
         if role is not Role.WEIGHT or before is None or after is None:
             continue
-        squares = _squares(before.data, tensor.data, after.data)
+        squares = [distance(*pair) ** 2 for pair in ((after, tensor), (tensor, before), (after, None))]
         if all(map(math.isfinite, squares)):
             off, moved, whole = off + squares[0], moved + squares[1], whole + squares[2]
     if off <= PART**2 * moved or off <= SMALL**2 * whole:
@@ -54,18 +52,3 @@ def hides_training(start: Snapshot, trained: Snapshot, rounded: Snapshot) -> str
         f"rounding against its base moved the weights by {math.sqrt(off):.2g}, training by {math.sqrt(moved):.2g}: "
         "what it ends in says too little of the training"
     )
-
-
-def _squares(before: Array, trained: Array, rounded: Array) -> tuple[float, float, float]:
-    """Return the sums of squares of what rounding moved, of what training moved, and of the rounded weights."""
-    off = moved = whole = 0.0
-    with np.errstate(all="ignore"):
-        for first in range(0, trained.size, BLOCK):
-            last = first + BLOCK
-            old, new, after = (data[first:last].astype(np.float64) for data in (before, trained, rounded))
-            whole += float(np.einsum("i,i->", after, after))
-            after -= new
-            new -= old
-            off += float(np.einsum("i,i->", after, after))
-            moved += float(np.einsum("i,i->", new, new))
-    return off, moved, whole

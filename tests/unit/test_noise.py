@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from polstore.codec.snapshot import Snapshot, Tensor
+from polstore.codec.snapshot import BLOCK, Snapshot, Tensor
 from polstore.errors import ReplayError, UsageError
 from polverify.distance import METRICS, Criterion, check_d_ref, normalised, reproduction_error
-from polverify.noise import BLOCK, Floor, Replayed, gap, largest_gap, measure, shaken, size
+from polverify.noise import Floor, Replayed, gap, largest_gap, measure, shaken, size
 
 GENERATOR = np.random.default_rng(1)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from polstore.codec.quantise import quantise
-from polstore.codec.snapshot import Snapshot, Tensor
-from polverify.rounding import BLOCK, hides_training
+from polstore.codec.snapshot import BLOCK, Snapshot, Tensor
+from polverify.rounding import hides_training
 
 SIZE = BLOCK + 1000  # so that there is more than one block
 
