@@ -12,6 +12,7 @@ from polstore.codec.quantise import quantise
 from polstore.codec.snapshot import Snapshot, Tensor
 from polstore.run_row import RunRow
 from polstore.run_writer import RunWriter
+from polstore.storage.store import open_store
 from polstore.wire import canonical, merkle
 from polstore.wire.environment import Environment
 from polstore.wire.manifest import Dataset, Initial, Manifest, Optimizer, Recipe
@@ -37,6 +38,21 @@ def state(step, seed=1):
         floats("parameter/w", weights + 1e-4 * step * moved),
     )
     return Snapshot(tensors, canonical.encode(("step", step)))
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A new store, open."""
+    with open_store(tmp_path / "store", create=True) as opened:
+        yield opened
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """An empty directory for trainings that were saved by other means."""
+    path = tmp_path / "saved"
+    path.mkdir()
+    return path
 
 
 @pytest.fixture

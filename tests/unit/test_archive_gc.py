@@ -21,12 +21,6 @@ def quiet(*_):
     pass
 
 
-@pytest.fixture
-def store(tmp_path):
-    with open_store(tmp_path / "s", create=True) as opened:
-        yield opened
-
-
 def put_garbage(store, snapshot_of):
     """A stored snapshot that no run has, with its blobs, and a blob of no use."""
     record, blobs, _ = frames.encode(snapshot_of(3, seed=77), None, "lossless")

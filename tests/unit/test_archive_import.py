@@ -32,19 +32,6 @@ def quiet(*_):
     pass
 
 
-@pytest.fixture
-def store(tmp_path):
-    with open_store(tmp_path / "store", create=True) as opened:
-        yield opened
-
-
-@pytest.fixture
-def saved(tmp_path):
-    path = tmp_path / "saved"
-    path.mkdir()
-    return path
-
-
 def build(named=False, groups=1):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))

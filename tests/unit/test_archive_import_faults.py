@@ -12,26 +12,12 @@ from polstore.archive import mapping
 from polstore.archive.importing import import_run
 from polstore.errors import CallerError, MissingError, TrainingError
 from polstore.reader import Run
-from polstore.storage.store import open_store
 
 VALUES = torch.arange(64.0)
 
 
 def quiet(*_):
     pass
-
-
-@pytest.fixture
-def store(tmp_path):
-    with open_store(tmp_path / "store", create=True) as opened:
-        yield opened
-
-
-@pytest.fixture
-def saved(tmp_path):
-    path = tmp_path / "saved"
-    path.mkdir()
-    return path
 
 
 def optimizer(**other):

@@ -25,12 +25,6 @@ def quiet(*_):
     pass
 
 
-@pytest.fixture
-def store(tmp_path):
-    with open_store(tmp_path / "s", create=True) as opened:
-        yield opened
-
-
 def contents(store, tables=b""):
     with store.read() as view:
         return {key: view._handle.get(key) for key in view._handle.keys(b"") if not tables or key[:1] in tables}
