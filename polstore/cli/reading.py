@@ -68,7 +68,9 @@ def fsck(
     store: StorePath,
     key: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="Public keys to check signatures under; repeatable. None are, if left out."),
+        typer.Option(
+            metavar="FILE", help="Public keys to check signatures under; repeatable. Without, none is checked."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
