@@ -154,13 +154,13 @@ class Power:
         whole = percent(self.against_concatenation())
         if self.top_counts:
             return (
-                f"a concatenation is caught with probability {whole}: the {self.top} largest updates are facts; "
+                f"a concatenation is caught with probability {whole}: the largest updates (Q = {self.top}) are facts; "
                 "where a forged optimizer state carries the jump out, which replays, it is caught as one bad segment "
                 f"is, with {percent(self.against(1))}"
             )
         if self.top:
             return (
-                f"a concatenation is caught with probability {whole}: the {self.top} largest updates are claims, "
+                f"a concatenation is caught with probability {whole}: the largest updates (Q = {self.top}) are claims, "
                 "and add nothing against a forger who writes a small norm for his jump"
             )
         return f"a concatenation is caught with probability {whole}: largest updates were not asked for"

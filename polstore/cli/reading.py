@@ -69,7 +69,7 @@ def fsck(
     key: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="FILE", help="Public keys to check signatures under; repeatable. Without, none is checked."
+            metavar="FILE", help="Public keys to check signatures under; repeatable. Without any, no signature is."
         ),
     ] = None,
     as_json: AsJson = False,
