@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from polstore.codec.estimate import smaller_as_difference
 from polstore.codec.framing import Packer
 from polstore.codec.items import write_items
 from polstore.codec.quantise import quantise_tensors
@@ -133,16 +134,22 @@ def encode_parts(
     return StoredSnapshot(state_digest([row.entry for row in rows], scalars), base, scalars, tuple(rows), groups)
 
 
-def _encoding_of(part: Quantised, entry: TensorEntry) -> Encoding:
+def _choose(part: Quantised, entry: TensorEntry) -> tuple[Encoding, Array | None]:
+    """Return a tensor's encoding, and what its items are made of."""
     if not prod(part.shape):
-        return Encoding.EXACT  # the one encoding of nothing
+        return Encoding.EXACT, part.items  # the one encoding of nothing
     if part.partner is not None and entry == part.partner.entry():
-        return Encoding.SAME
+        return Encoding.SAME, None
     if part.scheme is Scheme.SHORT_DIFFERENCE and part.partner is None:
-        return Encoding.BFLOAT16
+        return Encoding.BFLOAT16, part.items
     if part.scheme in _OF_SCHEME:
-        return _OF_SCHEME[part.scheme]
-    return Encoding.EXACT if part.partner is None or part.dtype not in FLOATS | INTEGERS else Encoding.DIFFERENCE
+        return _OF_SCHEME[part.scheme], part.items
+    if (upper := _upper_halves(part)) is not None:
+        return Encoding.BFLOAT16, upper  # moments that are stored anew
+    if part.partner is None or part.items is None or part.dtype not in FLOATS | INTEGERS:
+        return Encoding.EXACT, part.items
+    smaller = smaller_as_difference(part.dtype, part.items, part.partner.data)
+    return Encoding.DIFFERENCE if smaller else Encoding.EXACT, part.items
 
 
 class _Stream:
@@ -165,10 +172,7 @@ class _Writer:
     def add(self, part: Quantised) -> StoredTensor:
         """Encode a tensor and return its row."""
         entry = part.entry()
-        encoding = _encoding_of(part, entry)
-        source = part.items
-        if encoding in (Encoding.EXACT, Encoding.DIFFERENCE) and (upper := _upper_halves(part)) is not None:
-            encoding, source = Encoding.BFLOAT16, upper  # moments that are stored anew
+        encoding, source = _choose(part, entry)
         row = StoredTensor(entry, encoding, part.exponent if encoding in SCALED else 0)
         if row.holds_items and source is not None:
             stream = self._streams.get(row.stream)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import zstandard
 
-from polstore.codec import encoding, frames, framing, planes, stored
+from polstore.codec import encoding, estimate, frames, framing, planes, stored
 from polstore.codec.frames import Encoding, StoredFrame, StoredGroup, StoredSnapshot, StoredTensor, decode, encode
 from polstore.codec.quantise import FIDELITIES, quantise, quantise_tensors
 from polstore.codec.quantised import Quantised, Scheme
@@ -155,6 +155,36 @@ def test_a_moment_that_is_not_finite_is_stored_against_its_base_or_whole() -> No
     for fidelity in ("float16-writeback", "compact-writeback"):
         for base, wanted in ((None, Encoding.EXACT), (good, Encoding.DIFFERENCE)):
             assert [row.encoding for row in roundtrip(bad, base, fidelity).tensors] == [wanted]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "int32"])
+def test_what_has_little_in_common_with_its_base_is_stored_as_it_is(dtype: str) -> None:
+    """The smaller of both ways, for many elements; for a few it is not worth looking."""
+
+    def state(values: np.ndarray) -> Snapshot:
+        wide = np.ascontiguousarray(values, "<f4").view("<u4") >> 16
+        data = wide if dtype == "bfloat16" else np.abs(values) * 2.0**20 if dtype == "int32" else values
+        return snapshot(Tensor("buffer/b", dtype, values.shape, np.ascontiguousarray(data).astype(CARRIER[dtype])))
+
+    rng = np.random.default_rng(5)
+    one, other = rng.standard_normal((2, 20_000))
+    near = one * (1 + 1e-4 * other)
+    for count, live, wanted in (
+        (20_000, other, Encoding.EXACT),
+        (20_000, near, Encoding.DIFFERENCE),
+        (estimate.SAMPLE - 1, other, Encoding.DIFFERENCE),
+    ):
+        record = roundtrip(state(live[:count]), state(one[:count]), "lossless")
+        assert [row.encoding for row in record.tensors] == [wanted]
+    assert (
+        roundtrip(state(near), state(one), "lossless").stored_bytes
+        < roundtrip(state(near), None, "lossless").stored_bytes
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoding, "smaller_as_difference", lambda *_: True)
+        differences = roundtrip(state(other), state(one), "lossless")
+    assert [row.encoding for row in differences.tensors] == [Encoding.DIFFERENCE]
+    assert roundtrip(state(other), state(one), "lossless").stored_bytes < differences.stored_bytes
 
 
 def test_a_chain_does_not_drift() -> None:
