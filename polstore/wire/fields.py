@@ -45,8 +45,8 @@ class Fields:
 
     def integer(self, name: str, minimum: int = 0, maximum: int = MAX_INDEX) -> int:
         """Return the next field, an integer within ``[minimum, maximum]``."""
-        got = self.value()
-        if not isinstance(got, int) or isinstance(got, bool) or not minimum <= got <= maximum:
+        got = next(self._items)
+        if type(got) is not int or not minimum <= got <= maximum:
             raise self._wrong(name, f"an integer from {minimum} to {maximum}", got)
         return got
 
@@ -66,7 +66,7 @@ class Fields:
 
     def text(self, name: str, maximum: int, pattern: str | None = None) -> str:
         """Return the next field, text of 1 to ``maximum`` characters, no controls, that matches ``pattern`` whole."""
-        got = self.value()
+        got = next(self._items)
         if not isinstance(got, str) or not 1 <= len(got) <= maximum or _REFUSED.search(got):
             raise self._wrong(name, f"1 to {maximum} characters without controls", got)
         if pattern is not None and re.fullmatch(pattern, got, re.ASCII) is None:
@@ -82,7 +82,7 @@ class Fields:
 
     def digest(self, name: str) -> bytes:
         """Return the next field, a SHA-256 digest of 32 bytes."""
-        got = self.value()
+        got = next(self._items)
         if not isinstance(got, bytes) or len(got) != DIGEST_SIZE:
             raise self._wrong(name, f"{DIGEST_SIZE} bytes", got)
         return got

@@ -93,19 +93,19 @@ class TensorEntry:
 
 def header(fields: Fields) -> tuple[str, str, tuple[int, ...]]:
     """Read name, dtype and shape of a tensor, each within its cap; raises `MalformedError`."""
-    name = fields.text("name", MAX_NAME)
-    dtype = fields.text("dtype", 16)
-    if dtype not in ITEM_SIZE:
+    name, dtype, shape = fields.text("name", MAX_NAME), fields.value(), fields.array("shape", MAX_DIMENSIONS)
+    if not isinstance(dtype, str) or dtype not in ITEM_SIZE:
         raise MalformedError(f"{fields.what} {name} has an unknown dtype", expected=", ".join(ITEM_SIZE), got=dtype)
-    sizes = fields.array("shape", MAX_DIMENSIONS)
-    inner = Fields(sizes, f"{fields.what} {name}, shape", len(sizes))
-    shape = tuple(inner.integer("size", 0, MAX_ELEMENTS) for _ in sizes)
+    sizes = []
     count = 1
     for size in shape:
+        if type(size) is not int or not 0 <= size <= MAX_ELEMENTS:
+            raise MalformedError(f"{fields.what} {name}, size in its shape", expected=f"0 to {MAX_ELEMENTS}", got=size)
+        sizes.append(size)
         count *= size
     if count > MAX_ELEMENTS:
         raise MalformedError(f"{fields.what} {name} is too large", expected=f"at most {MAX_ELEMENTS}", got=count)
-    return name, dtype, shape
+    return name, dtype, tuple(sizes)
 
 
 def scalars_entry(scalars: bytes) -> Value:
