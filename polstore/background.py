@@ -6,13 +6,18 @@ An error ends the work: it is raised at the next call here, and jobs after it ar
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
 __all__ = ["Background"]
+
+PAUSE = 1e-4  # seconds; what another thread needs to wake up and take the interpreter's lock
+
+T = TypeVar("T")
 
 
 class Background:
@@ -23,6 +28,7 @@ class Background:
         self._waiting: deque[Callable[[], object]] = deque()
         self._busy = False
         self._closing = False
+        self._awaited = False  # whether the calling thread waits for the jobs
         self._error: BaseException | None = None
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -30,7 +36,7 @@ class Background:
     def put(self, job: Callable[[], object]) -> None:
         """Have a job done after those before it; raises the error of an earlier one instead."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._waiting)
+            self._wait_for(lambda: not self._waiting)
             self._raise()
             if self._thread is None:  # a daemon: whoever forgets to close must still be able to leave the program
                 self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
@@ -41,7 +47,7 @@ class Background:
     def flush(self) -> None:
         """Wait until all jobs are done; raises the error of one that failed."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._waiting and not self._busy)
+            self._wait_for(lambda: not self._waiting and not self._busy)
             self._raise()
 
     def close(self) -> BaseException | None:
@@ -52,6 +58,24 @@ class Background:
         if self._thread is not None:
             self._thread.join()
         return self._error
+
+    def unhurried(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield items to a job that works on one after the other, and pause between them while nobody waits for it.
+
+        A thread that trains lets go of the interpreter's lock at every operation, and gets it back from a busy one when
+        that lets go of it, too, or after 5 ms. Small tensors are encoded without ever letting go for long enough.
+        """
+        for item in items:
+            yield item
+            if not (self._awaited or self._closing):
+                time.sleep(PAUSE)
+
+    def _wait_for(self, done: Callable[[], bool]) -> None:
+        self._awaited = True
+        try:
+            self._changed.wait_for(done)
+        finally:
+            self._awaited = False
 
     def _raise(self) -> None:
         if self._error is not None:

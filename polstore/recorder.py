@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -279,10 +280,11 @@ class Recorder:
 
         def write() -> None:
             captured.wait()
-            self._writer.write(plan, lambda: captured.parts, captured.scalars, steps, now, row)
+            parts = partial(self._background.unhurried, captured.parts)
+            self._writer.write(plan, parts, captured.scalars, steps, now, row)
 
-        self._background.put(write)
         self._live.drop_gradients()
+        self._background.put(write)
         self._steps, self._snapshot_step = [], self._step
 
     def _finish(self) -> None:

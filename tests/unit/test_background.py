@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+import polstore.background as module
 from polstore.background import Background
 
 
@@ -53,6 +54,38 @@ def test_an_error_is_raised_at_every_later_call_and_ends_the_work():
         background.put(lambda: done.append(1))
     assert isinstance(background.close(), OSError)
     assert not done
+
+
+def test_a_job_pauses_between_items_while_nobody_waits_for_it(monkeypatch):
+    pauses = []
+    first, awaited = threading.Event(), threading.Event()
+    background = Background("test")
+
+    def pause(seconds):
+        pauses.append((seconds, threading.current_thread().name))
+        first.set()
+        assert awaited.wait(10)
+
+    monkeypatch.setattr(module.time, "sleep", pause)
+    done = []
+
+    def job():
+        for item in background.unhurried(range(5)):
+            if item == 1:
+                while not background._awaited:
+                    pass
+            done.append(item)
+
+    background.put(job)
+    assert first.wait(10)
+    assert done == [0]
+    awaited.set()
+    background.flush()
+    assert done == list(range(5))
+    assert pauses == [(module.PAUSE, "test")]
+    assert background.close() is None
+    assert list(background.unhurried("ab")) == ["a", "b"]
+    assert len(pauses) == 1
 
 
 def test_closing_without_a_job_and_closing_finishes_what_waits():
