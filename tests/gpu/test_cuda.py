@@ -52,6 +52,30 @@ def test_the_capture_on_the_device_gives_the_bits_of_the_reference(fidelity, kep
         assert np.array_equal(live[tensor.name].cpu().numpy(), tensor.data)
 
 
+@pytest.mark.parametrize("fidelity", FIDELITIES)
+def test_training_goes_on_while_a_capture_is_on_its_way(fidelity):
+    """Whatever the training writes or allocates next, and the next capture too, comes after what is being copied."""
+    capture = Capture(fidelity)
+    live = {name: torch.rand(1 << 22, device="cuda") for name in (*NAMES, "buffer/b")}
+    base = None
+    for step in range(4):
+        before = {name: tensor.clone() for name, tensor in live.items()}
+        wanted = quantise(snapshot_of(before), base, fidelity)
+        captured = capture.take(live, SCALARS, base)
+        for tensor in live.values():
+            tensor.mul_(0.5 + step)
+        crowd = [torch.full((1 << 22,), float(step), device="cuda") for _ in range(16)]
+        assert captured.digest == wanted.digest()
+        del crowd
+        base = wanted if step == 0 else base
+
+
+def snapshot_of(tensors):
+    return Snapshot(
+        tuple(Tensor(name, "float32", (1 << 22,), tensors[name].cpu().numpy()) for name in sorted(tensors)), SCALARS
+    )
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_on_the_device_is_accepted_there(case, tmp_path):
     bench = Bench(tmp_path, device="cuda")

@@ -17,6 +17,7 @@ import torch
 from polstore.codec.live.arrays import dtype_name, to_host, to_torch
 from polstore.codec.live.copies import copy_exactly
 from polstore.codec.live.lanes import Lane, Row, Workspace
+from polstore.codec.live.outgoing import Outgoing
 from polstore.codec.live.rules import LARGEST, rule_for
 from polstore.codec.proportion import salt_of
 from polstore.codec.quantise import (
@@ -87,6 +88,7 @@ class Capture:
         self._bases: dict[str, tuple[Tensor, torch.Tensor]] = {}
         self._known: tuple[object, ...] = ()  # what the lanes were made for
         self._workspaces: dict[torch.device, Workspace] = {}
+        self._outgoing = Outgoing()
         self._lanes: list[Lane] = []
         self._exact: list[list[Row]] = []
         self._rest: list[tuple[Row, Role]] = []
@@ -107,6 +109,7 @@ class Capture:
             require_subnormals()
         names = sorted(tensors, key=str.encode)
         self._turn ^= 1
+        self._outgoing.hold_back()  # the memory of what is still on its way is used again
         known = (base, *((name, *_place(tensors[name])) for name in names))
         with torch.no_grad():
             if base is None or known != self._known:
@@ -115,7 +118,7 @@ class Capture:
             salt = salt_of(scalars)
             parts, arrived, rest = self._fused(salt)
             for rows in self._exact:
-                copied, event = copy_exactly(rows)
+                copied, event = copy_exactly(rows, self._outgoing)
                 parts.update((part.name, part) for part in copied)
                 if event is not None:
                     arrived.append(event)
@@ -181,10 +184,9 @@ class Capture:
                 items = self._items(lane, lane.workspace.values.device)
                 lane.quantise(exponents, salt, items, write_back=self._writes_back)
                 if items.is_cuda:
-                    items = self._items(lane, PINNED).copy_(items, non_blocking=True)
-                    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-                    event.record()
-                    arrived.append(event)
+                    pinned = self._items(lane, PINNED)
+                    arrived.append(self._outgoing.send(items, pinned))
+                    items = pinned
                 parts.update((part.name, part) for part in lane.parts(exponents, items))
         return parts, arrived, rest
 

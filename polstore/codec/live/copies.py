@@ -17,12 +17,17 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from polstore.codec.live.lanes import Row
+    from polstore.codec.live.outgoing import Outgoing
 
 __all__ = ["copy_exactly"]
 
 
-def copy_exactly(rows: Sequence[Row]) -> tuple[list[Quantised], torch.cuda.Event | None]:
+def copy_exactly(rows: Sequence[Row], outgoing: Outgoing) -> tuple[list[Quantised], torch.cuda.Event | None]:
     """Copy tensors of one dtype on one device; the arrays are new.
+
+    Args:
+        rows: the tensors, at least one.
+        outgoing: takes what is on a CUDA device to the host.
 
     Returns:
         A part for each, in their order, and what has to be waited for before their items are read.
@@ -34,9 +39,9 @@ def copy_exactly(rows: Sequence[Row]) -> tuple[list[Quantised], torch.cuda.Event
     torch._foreach_copy_(views, [row.live for row in rows])
     arrived = None
     if flat.is_cuda:
-        flat = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True).copy_(flat, non_blocking=True)
-        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        arrived.record()
+        pinned = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
+        arrived = outgoing.send(flat, pinned)
+        flat = pinned
     # An empty tensor may have a stride that no view as bytes allows.
     items = (
         flat.view(torch.uint8).numpy().view(CARRIER[first.dtype]) if flat.numel() else np.empty(0, CARRIER[first.dtype])

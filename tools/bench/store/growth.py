@@ -3,7 +3,8 @@
 One run of a tiny model with a snapshot after every step is recorded, and the store copied at each size. The copies are
 measured in turn, one look at each: what the machine does beside meets all sizes alike. A segment is proven with
 continuity, as a verifier wants it (a bundle, which carries the records of the whole run), and alone, as an archive may
-hand it out (a C2SP tlog-proof); both are written to a file.
+hand it out (a C2SP tlog-proof); both are written to a file. A snapshot is restored with the one that it is stored
+against: an object of the run keeps that for the next time, so each look has its own.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from tools.bench.store.files import report
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from polstore.reader import Run
+    from polstore.reader import Archive, Run
 
 __all__ = ["Times", "grow"]
 
@@ -73,7 +74,8 @@ def grow(sizes: Sequence[int]) -> list[Times]:
         report("  measuring")
         times = {"open the store": _in_turn([partial(_open, store) for store in stores], sizes)}
         with ExitStack() as stack:
-            runs = [stack.enter_context(polstore.open(store)).run("tiny") for store in stores]
+            archives = [stack.enter_context(polstore.open(store)) for store in stores]
+            runs = [archive.run("tiny") for archive in archives]
             bundles = [store.with_suffix(".bundle") for store in stores]
             operations: dict[str, Callable[[Run, Path, int], object]] = {
                 "find a segment": lambda run, _, index: run.segment(index),
@@ -81,11 +83,11 @@ def grow(sizes: Sequence[int]) -> list[Times]:
                 "inclusion proof of a segment": lambda run, bundle, index: write_atomic(
                     bundle.with_suffix(".tlog-proof"), run.proof_file(index).encode()
                 ),
-                "restore a snapshot": lambda run, _, index: run.state(index),  # there is one after every step
             }
             for operation, work in operations.items():
                 each = [partial(work, run, bundle) for run, bundle in zip(runs, bundles, strict=True)]
                 times[operation] = _in_turn(each, sizes)
+            times["restore a snapshot"] = _in_turn([partial(_restore, archive) for archive in archives], sizes)
             snapshots = [len(run.snapshots) for run in runs]
         times["record a snapshot"] = _recording(stores)
         limits = _in_turn([partial(_limit, bundle) for bundle in bundles], sizes)
@@ -146,6 +148,10 @@ def _recording(stores: Sequence[Path]) -> list[float]:
             taken += _record(copy, RECORDED)[WARM:]
             shutil.rmtree(copy)
     return list(map(statistics.median, times))
+
+
+def _restore(archive: Archive, index: int) -> None:
+    archive.run("tiny").state(index)  # there is a snapshot after every step
 
 
 def _open(store: Path, _: int) -> None:
