@@ -20,7 +20,6 @@ from polstore.wire.lineage import Lineage, ProvenLeaf, names_blob, parse_names
 from polstore.wire.manifest import RUN_NAME, Parent
 from polstore.wire.multi_proof import multi_proof
 from polstore.wire.note import parse as parse_note
-from polstore.wire.segment import SegmentRecord
 from polstore.wire.state import scalars_entry
 
 if TYPE_CHECKING:
@@ -87,7 +86,8 @@ def find_parent(text: Path | str, signed_root: bytes | None = None) -> ParentSta
             raise MissingError(f"signed root of run {run.name} over {size} leaves", expected=stated, got=checkpoint)
         if size < 2:
             raise MissingError(f"run {run.name} has no segment under its signed root", expected="one", got=0)
-        record = SegmentRecord.parse(run.leaves(size)[-1])
+        run.proof_file(size - 2, size)  # raises unless the last record is under that root
+        record = run.segment(size - 2)
         snapshot = run.snapshot(record.end_state)
         return ParentState(checkpoint.origin, size, checkpoint.root, record.end_step, snapshot)
 

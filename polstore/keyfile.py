@@ -37,6 +37,7 @@ from polstore.errors import (
     MissingError,
     UsageError,
 )
+from polstore.files import sync_directory
 from polstore.wire.keys import KeyKind, SigningKey, VerifierKey, parse_verifier_keys
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def generate(name: str, path: str | os.PathLike[str], passphrase: bytes | None =
             (public, lines.encode(), 0o644),
         ):
             _write_new(file, data, mode, written)
-        _sync_directory(target.parent)
+        sync_directory(target.parent)
     except BaseException as error:
         for file in written:
             with contextlib.suppress(OSError):
@@ -206,15 +207,6 @@ def _write_new(path: Path, data: bytes, mode: int, written: list[Path]) -> None:
         file.write(data)
         file.flush()
         os.fsync(descriptor)
-
-
-def _sync_directory(path: Path) -> None:
-    """Make the new names themselves survive a power failure."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read(path: Path, *, private: bool) -> bytes:

@@ -184,10 +184,8 @@ def check(
         fetched, whole = verdict.claim["bytes_fetched"], verdict.claim["bytes_in_archive"]
         known = "says nothing of its size" if whole is None else f"says that the run takes {whole} bytes"
         terminal.note(f"fetched {fetched} bytes; the archive {known}")
-    if html is not None:
-        write_atomic(
-            html, page_of(verdict.as_json())
-        )  # before the verdict is printed: exit code 4 means that there is none
+    if html is not None:  # before the verdict is printed: exit code 4 means that there is none
+        write_atomic(html, page_of(verdict.as_json()))
     if as_json:
         terminal.emit_json(verdict.as_json())
     else:

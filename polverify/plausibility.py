@@ -16,6 +16,7 @@ import numpy as np
 from polstore.errors import MissingError
 from polstore.wire import canonical
 from polstore.wire.fields import Fields
+from polstore.wire.state import MAX_SCALARS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,7 +36,6 @@ UNIT = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16
 SMALLEST = {"float64": 2.0**-1022, "float32": 2.0**-126, "float16": 2.0**-14, "bfloat16": 2.0**-126}  # normal number
 STEP_UNITS = 4  # units of rounding per step: of beta, of the product, of the sum, of the square
 BLOCK = 1 << 16  # elements at a time
-MAX_SCALARS = 16 * 2**20  # bytes, as specs/state-digest.md has it
 LIST, TUPLE, DICT = 0, 1, 2  # tags of specs/state-digest.md, section "Scalars"
 
 

@@ -31,10 +31,9 @@ __all__ = ["CAP", "FACTOR", "GROSS", "MARGIN", "SHARE", "Judgement", "judge", "r
 
 FACTOR = 8.0  # floors that an error may measure: the floor is the largest of a few draws, and small tensors scatter
 CAP = 0.1  # of a tensor's update that a tolerance may measure for the tensor to count as compared, a tenth
-JUMP = (
-    0.03  # of a compared tensor's update that is tolerated at least: one gate of a ReLU that flips moved tensors by up
-)
-# to 2 % of their updates in networks of a few thousand weights, and does so in one replay out of several
+# Of a compared tensor's update that is tolerated at least: one gate of a ReLU that flips moved tensors by up to 2 % of
+# their updates in networks of a few thousand weights, and does so in one replay out of several.
+JUMP = 0.03
 SHARE = 0.9  # of a group's squared update that compared tensors must hold, or the group is not compared at all
 MARGIN = 64.0  # floors beyond which noise explains nothing: 8 times the tolerance, hence never a draw of the same noise
 GROSS = 0.5  # of a tensor's update that must be wrong besides: gates that flip are not noise that grows, see JUMP
@@ -69,7 +68,6 @@ class _Compared:
     error: float
     noise: float
     rounding: float  # one element of it, the largest, off by one unit, or by one step of a moment's quantisation
-
     step: float = 0.0  # one element of a weight off by one step of its difference from a base that the prover chose
     floor: float = 0.0
     numeric: bool = True  # else only equal or not: a counter of what passes a threshold may hang on rounding
@@ -113,7 +111,8 @@ def judge(segment: Segment, committed: Snapshot, replayed: Replayed, floor: Floo
     name = f"{segment.name}, state after step {segment.record.end_step}"
     if not floor.unstable:
         require_scalars(name, committed, replayed)
-    tensors = _with_floors([_compare(tensor, segment, committed, floor) for tensor in replayed.end.tensors])
+    roles = zip(replayed.end.tensors, roles_of(replayed.end.tensors), strict=True)
+    tensors = _with_floors([_compare(tensor, role, segment, committed, floor) for tensor, role in roles])
     losses = _losses(segment, replayed, floor)
     measured = _measured(tensors, floor)
     forged = [tensor for tensor in tensors if tensor.forged]
@@ -171,7 +170,7 @@ def require_scalars(name: str, committed: Snapshot, replayed: Replayed) -> None:
         raise ReplayError(f"{name}: tensors", expected=first[0], got=first[1])
 
 
-def _compare(tensor: Tensor, segment: Segment, committed: Snapshot, floor: Floor) -> _Compared:
+def _compare(tensor: Tensor, role: Role, segment: Segment, committed: Snapshot, floor: Floor) -> _Compared:
     about = (tensor.name, tensor.dtype, tensor.shape)
     before = segment.start.partner(*about)
     update = 0.0
@@ -179,7 +178,6 @@ def _compare(tensor: Tensor, segment: Segment, committed: Snapshot, floor: Floor
         update = size(tensor) if before is None else gap(tensor, before)
     rounding, quantum = UNIT.get(tensor.dtype, 0.0) * largest_gap(tensor, None), 0.0
     base = None if segment.base is None else segment.base.partner(*about)
-    (role,) = roles_of([tensor])
     if role is Role.WEIGHT and base is not None:
         quantum = QUANTUM * largest_gap(tensor, base)
     elif role in MOMENTS and segment.fidelity != "lossless":

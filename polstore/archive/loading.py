@@ -144,9 +144,7 @@ def _load_folder(path: Path) -> Loaded:
             loaded.extras[name] = _load_torch(path / file_name)
     if (path / "trainer_state.json").is_file():
         state = _load_json(path / "trainer_state.json")
-        state.pop(
-            "log_history", None
-        )  # the log of the whole run so far: no state, and it would grow with every snapshot
+        state.pop("log_history", None)  # of the whole run so far: no state, and it would grow with every snapshot
         loaded.extras["trainer_state"] = state
         loaded.step = _step(state)
     return loaded

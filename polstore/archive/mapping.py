@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from polstore.codec.live.arrays import to_host
-from polstore.codec.live.state import MAX_SCALARS, TAG
+from polstore.codec.live.state import TAG
 from polstore.codec.live.tree import flatten
 from polstore.codec.snapshot import Snapshot
 from polstore.errors import TrainingError
 from polstore.wire import canonical
+from polstore.wire.state import MAX_SCALARS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -188,10 +188,10 @@ def _size(stored: StoredSnapshot) -> int:
 
 def _add_chain(plan: dict[bytes, bytes | None], needs: Needs, digest: bytes) -> None:
     """Add a snapshot and those it is stored against, bases first, each with the base it has."""
-    chain: list[bytes] = []
+    chain: dict[bytes, None] = {}
     wanted: bytes | None = digest
-    while wanted is not None and wanted not in plan:
-        chain.append(wanted)
+    while wanted is not None and wanted not in plan and wanted not in chain:  # a circle is found when one is decoded
+        chain[wanted] = None
         wanted = needs.snapshots[wanted].base
     for link in reversed(chain):
         plan[link] = needs.snapshots[link].base

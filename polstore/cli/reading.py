@@ -54,7 +54,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show what a run declared, or one segment of it."""
-    _require_positive("--segment", segment)
+    _require_not_negative("--segment", segment)
     with open_archive(store) as archive:
         found = archive.run(choose_run(archive.runs(), run))
         facts = _manifest(found) if segment is None else _segment(found, segment)
@@ -89,7 +89,7 @@ def fsck(
             terminal.note(f"not in the ledger, as it was copied or is older than that: {root}")
     size = f"{report.blobs} blobs, {report.snapshots} snapshots, {report.runs} runs and {report.ledger} ledger entries"
     if keys:
-        size += f", {report.signatures} of them signed roots and heads whose signatures hold"
+        size += f"; {report.signatures} signed roots and heads hold under these keys"
     if report.damages:
         raise DamagedError(f"{len(report.damages)} damages in {size}")
     terminal.note(f"no damage in {size}")
@@ -103,7 +103,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a snapshot's weights as a safetensors file."""
-    _require_positive("--step", step)
+    _require_not_negative("--step", step)
     with open_archive(store) as archive:
         name = choose_run(archive.runs(), run)
         archive.run(name).export(step, out)
@@ -112,7 +112,7 @@ def export(
     terminal.note(f"wrote the weights of {name} at step {step} to {out}")
 
 
-def _require_positive(option: str, number: int | None) -> None:
+def _require_not_negative(option: str, number: int | None) -> None:
     if number is not None and number < 0:
         raise UsageError(option, expected="0 or more", got=number)
 

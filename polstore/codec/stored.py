@@ -21,7 +21,7 @@ from polstore.codec.values import MAX_EXPONENT, MAX_STEP_EXPONENT, MIN_EXPONENT
 from polstore.errors import MalformedError
 from polstore.wire import canonical
 from polstore.wire.fields import DIGEST_SIZE, Fields
-from polstore.wire.state import ITEM_SIZE, MAX_TENSORS, TensorEntry, state_digest
+from polstore.wire.state import ITEM_SIZE, MAX_SCALARS, MAX_TENSORS, TensorEntry, state_digest
 
 if TYPE_CHECKING:
     from polstore.wire.canonical import Value
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 __all__ = [
     "MAX_GROUP",
     "MAX_RECORD",
-    "MAX_SCALARS",
     "TAG",
     "Encoding",
     "StoredFrame",
@@ -39,7 +38,6 @@ __all__ = [
 ]
 
 TAG = "polstore/snapshot/v1"
-MAX_SCALARS = 16 << 20  # bytes; RNG states and hyperparameters take kilobytes
 MAX_GROUP = 1 << 22  # bytes of a group before compression: what a reader decompresses to get at one element
 MAX_GROUPS = 1 << 18  # 1 TiB at the size above
 MAX_RECORD = 256 << 20  # bytes; a tensor takes about 100, so this is far beyond a million of them

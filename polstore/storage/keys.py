@@ -71,6 +71,7 @@ _LEDGER_SIZES = {  # bytes of a key after the table's
     LEDGER_HEAD: NUMBER_SIZE,
     LEDGER_ENTRY: DIGEST_SIZE + NUMBER_SIZE,
 }
+_RUN_SIZES = {RUN: 0, LEAF: NUMBER_SIZE, NODE: 1 + NUMBER_SIZE, SNAPSHOT: NUMBER_SIZE, ROOT: NUMBER_SIZE}  # after "\0"
 _NUMBER = struct.Struct(">Q").pack
 _LEVEL_AND_NUMBER = struct.Struct(">BQ").pack
 
@@ -101,14 +102,13 @@ def check_key(key: bytes) -> str | None:
             raise ValueError
         return None
     if table in _LEDGER_SIZES:
-        if len(rest) != _LEDGER_SIZES[table] or int.from_bytes(rest[-NUMBER_SIZE:], "big") > MAX_INDEX:
+        if len(rest) != _LEDGER_SIZES[table] or last_number(rest) > MAX_INDEX:
             raise ValueError
         return None
     name, zero, numbers = rest.partition(b"\0")
     run = name.decode("ascii")
-    sizes = {RUN: 0, LEAF: 8, NODE: 9, SNAPSHOT: 8, ROOT: 8}
-    wrong = table not in sizes or len(numbers) != sizes[table] or bool(zero) != bool(numbers) or not is_run_name(run)
-    if wrong or (numbers and int.from_bytes(numbers[-8:], "big") > MAX_INDEX):
+    wrong = len(numbers) != _RUN_SIZES.get(table) or bool(zero) != bool(numbers) or not is_run_name(run)
+    if wrong or (numbers and last_number(numbers) > MAX_INDEX):
         raise ValueError
     return run
 
@@ -189,7 +189,7 @@ def ledger_entries(first: int, roots: Iterable[tuple[str, int]]) -> list[tuple[b
 
 def last_number(key: bytes) -> int:
     """Return the step, index or size that a key made by `number_key` ends in."""
-    return int.from_bytes(key[-8:], "big")
+    return int.from_bytes(key[-NUMBER_SIZE:], "big")
 
 
 def _checked(number: int, maximum: int) -> int:

@@ -16,13 +16,12 @@ from polstore.storage.ledger import LedgerWriter
 from polstore.storage.reader import Reader
 from polstore.storage.records import pack_record
 from polstore.wire import merkle
+from polstore.wire.manifest import MAX_LEAF
 
 if TYPE_CHECKING:
     from polstore.storage.transaction import Handle
 
-__all__ = ["MAX_LEAF", "Writer"]
-
-MAX_LEAF = 65535  # bytes; also the cap of a leaf in the C2SP tile layout, whose lengths have 16 bits
+__all__ = ["Writer"]
 
 
 class Writer(Reader):

@@ -26,6 +26,7 @@ __all__ = [
     "ITEM_SIZE",
     "MAX_DIMENSIONS",
     "MAX_NAME",
+    "MAX_SCALARS",
     "MAX_TENSORS",
     "TensorEntry",
     "entries_root",
@@ -55,6 +56,7 @@ ITEM_SIZE = {  # bytes of one element, by the name that torch and safetensors us
 MAX_NAME = 512  # characters; module paths of large models stay under 200
 MAX_DIMENSIONS = 16
 MAX_TENSORS = 1_000_000
+MAX_SCALARS = 16 * 2**20  # bytes; hyperparameters and the states of schedulers take kilobytes
 MAX_ELEMENTS = 2**40  # of one tensor: 4 TiB of float32
 
 

@@ -58,7 +58,7 @@ def check_order(sampler: Any, seed: bytes, segments: Iterable[Steps]) -> int | N
                     left_out += max(0, got - last - 1 - unseen * most)
                     unseen = 0
                 elif got != last + 1:
-                    if got < last or got % length:
+                    if got <= last or got % length:
                         raise DataError(f"step {number}: batch number", expected=f"{last + 1} or a new pass", got=got)
                     left_out += got - last - 1
                 last = got

@@ -222,8 +222,6 @@ class Session:
             ) from error
         if step != wanted:
             raise ReplayError("step of the snapshot", expected=wanted, got=step)
-        for parameter in self._training.model.parameters():
-            parameter.grad = None
 
     def _step(self, number: int, batches: _Batches) -> tuple[Groups, float | None]:
         """Train one step and return the hyperparameters that it used, and its loss."""

@@ -114,6 +114,7 @@ def test_whole_passes_and_broken_off_ones_agree(drawn, numbers, left_out):
         ([((0, 1), 0), ((5, 6), 7)], None),
         ([((5, 6), 7)], None),
         ([((2, 3), 2), ((0, 1), 4)], None),
+        ([((3, 4), 3), ((4, 5), 5)], None),  # the first batch of a pass, trained on twice
     ],
 )
 def test_numbers_go_on_from_one_opened_segment_to_the_next(drawn, segments, left_out):

@@ -84,8 +84,10 @@ def results(started):
 
 
 def until(started, wanted):
-    while started.receive()[0] != wanted:
+    """Wait until a child says so, and return that."""
+    while (said := started.receive())[0] != wanted:
         pass
+    return said
 
 
 def test_one_records_while_others_are_refused_sign_and_read(tmp_path):
@@ -96,13 +98,13 @@ def test_one_records_while_others_are_refused_sign_and_read(tmp_path):
         assert f"{store} is being recorded to by pid {recorder.process.pid} on " in refusal
         with children.child(watch, store, STEPS) as reader, children.child(sign, store, 10) as signer:
             with children.child(sign, store, 10) as other:
-                until(reader, "seen")
+                first = until(reader, "seen")  # of a recording that waits
                 recorder.send("go on")
                 _, written = results(recorder)
                 assert ("written", STEPS) in written
                 signed = results(signer)[0] + results(other)[0]
             seen, looks = results(reader)
-    assert len(set(looks)) > 1
+    assert len({first, *looks}) > 1
     digests, leaves, complete = children.call(whole, recipe, tmp_path / "whole")
     assert complete
     assert children.call(facts, store) == (digests, leaves, True)
@@ -128,10 +130,11 @@ def check_often(pipe, store, last):
     while True:
         assert not training.damages(store)
         checks += 1
-        pipe.send(("checked", checks))
         with polstore.open(store) as archive:
-            if last in archive.run("r").snapshots:
-                return checks
+            ended = last in archive.run("r").snapshots
+        pipe.send(("checked", checks))
+        if ended:
+            return checks
 
 
 def test_a_check_during_the_recording_finds_nothing(tmp_path):

@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+from dataclasses import replace
 
 import pytest
 
@@ -227,6 +228,22 @@ def test_a_damaged_keyframe_leaves_all_as_it_is(store, make_run):
     assert len(done.damages) == 7
     assert all(digest.hex() in damage for damage in done.damages)
     assert contents(store) == before
+
+
+def test_snapshots_stored_against_one_another_end_nothing(store, make_run):
+    """A store that somebody else made may hold records that lead in a circle."""
+    make_run(store, "r", count=3)
+    one, other = record_of(store, 1), record_of(store, 2)
+
+    def close(transaction):
+        for stored, base in ((one, other), (other, one)):
+            record = replace(stored, base=base.state_digest).encode()
+            transaction.put_stored_snapshot(stored.state_digest, record)
+
+    store.write(close)
+    done = repack(store, None, quiet, level=1)
+    assert len(done.damages) == 2
+    assert all("stored against itself" in damage for damage in done.damages)
 
 
 def test_what_was_compressed_wrongly_replaces_nothing(store, make_run, monkeypatch):

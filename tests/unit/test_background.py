@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -66,7 +67,7 @@ def test_a_job_pauses_between_items_while_nobody_waits_for_it(monkeypatch):
         first.set()
         assert awaited.wait(10)
 
-    monkeypatch.setattr(module.time, "sleep", pause)
+    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=pause))  # and nobody else's
     done = []
 
     def job():

@@ -17,7 +17,7 @@ from polstore.codec.quantised import Quantised, Scheme
 from polstore.codec.snapshot import CARRIER, Snapshot, Tensor, carrier_count
 from polstore.errors import DamagedError, MalformedError, PolstoreError, UsageError
 from polstore.wire import canonical
-from polstore.wire.state import ITEM_SIZE
+from polstore.wire.state import ITEM_SIZE, MAX_SCALARS
 
 WRITEBACK = "float16-writeback"
 SCALARS = canonical.encode(("lr", 0.1))
@@ -593,7 +593,7 @@ def test_hostile_groups(honest) -> None:
         with pytest.raises(MalformedError, match="do not hold"):
             replace(record, groups=groups)
     with pytest.raises(MalformedError, match="scalars"):
-        replace(record, scalars=bytes(stored.MAX_SCALARS + 1))
+        replace(record, scalars=bytes(MAX_SCALARS + 1))
 
 
 def test_record_too_long(monkeypatch: pytest.MonkeyPatch, honest) -> None:

@@ -287,7 +287,7 @@ def test_signatures_are_checked_under_the_keys_that_are_given(path, tmp_path, mo
     assert (code, report["signatures"], report["other_signers"]) == (0, 0, [])
     code, report, err = fsck("--key", mine, "--key", other)
     assert (code, report["signatures"], report["other_signers"]) == (0, 4, [])  # two roots and two heads
-    assert "4 of them signed roots and heads whose signatures hold" in err
+    assert "; 4 signed roots and heads hold under these keys" in err
     code, report, _ = fsck("--key", other)
     assert (code, report["signatures"], len(report["other_signers"])) == (0, 0, 4)
 

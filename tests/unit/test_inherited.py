@@ -1,5 +1,8 @@
 """A fine-tune begins with its parent's blobs: what it inherits is stored once, and all operations know."""
 
+from dataclasses import replace
+
+import lmdb
 import pytest
 import tiny_archive
 import torch
@@ -13,11 +16,13 @@ from polstore.archive.garbage import collect
 from polstore.archive.repack import repack
 from polstore.archive.stats import stats
 from polstore.codec.frames import StoredSnapshot
+from polstore.errors import DamagedError
 from polstore.fsck import check_store
 from polstore.prover import commit, prove
 from polstore.publish import publish
 from polstore.reader import Run
 from polstore.storage.store import open_store
+from polstore.wire import merkle
 from polstore.wire.archive_files import snapshot_name
 from polverify.bundle_file import BundleFile
 from polverify.states import States
@@ -94,6 +99,19 @@ def test_a_parent_in_another_store_is_not_needed_there(path, tmp_path):
     with open_store(tmp_path / "other") as store:
         assert records(Run(store, "child"), 0)[0].base is None
         assert check_store(store, quiet).damages == []
+
+
+def test_nothing_is_inherited_from_a_record_that_was_not_signed(path, tmp_path):
+    """A parent's store may be somebody else's: here its last record names another state, and all hashes fit."""
+    with open_store(path) as store:
+        run = Run(store, "r")
+        number = (run.size() - 1).to_bytes(8, "big")
+        last = replace(run.segments[-1], end_state=run.segments[-2].end_state).encode()
+    with lmdb.open(str(path), map_size=0, max_readers=1024) as opened, opened.begin(write=True) as transaction:
+        assert transaction.replace(b"lr\0" + number, last)
+        assert transaction.replace(b"nr\0\0" + number, merkle.leaf_hash(last))
+    with pytest.raises(DamagedError, match="tree of run r is damaged"):
+        fine_tune(tmp_path / "other", f"{path}:r")
 
 
 def test_a_long_line_of_snapshots_is_not_made_longer(path, monkeypatch):

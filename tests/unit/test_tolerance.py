@@ -91,6 +91,22 @@ def test_a_moment_may_be_rounded_the_other_way_in_a_keyframe_too(name, bits, com
     assert judge(segment, moment(1.0 + steps * step), replayed, floor, comparable=True).outcome is wanted
 
 
+def test_what_centred_rmsprop_keeps_exactly_has_no_step():
+    """Beside ``grad_avg`` the codec rounds no ``square_avg``: what is off by a step of bfloat16 was not rounded so."""
+    names = ("optimizer/w/grad_avg", "optimizer/w/square_avg")
+
+    def moments(value):
+        tensors = (Tensor(name, "float32", (4,), np.array([value, 0, 0, 0], "<f4")) for name in names)
+        return Snapshot(tuple(tensors), b"s")
+
+    record = SimpleNamespace(index=0, start_step=0, end_step=1)
+    segment = Segment(record, SimpleNamespace(steps=[]), moments(1.0), None, fidelity="float16-writeback")
+    replayed, floor = Replayed(moments(1.0), (), b""), Floor(("a",), dict.fromkeys(names, 0.0), (), unstable=False)
+    forged = Snapshot((replayed.end.tensors[0], moments(1.0 + 2.0**-7).tensors[1]), b"s")
+    with pytest.raises(ReplayError, match=r"1 tensors differ .* optimizer/w/square_avg"):
+        judge(segment, forged, replayed, floor, comparable=True)
+
+
 @pytest.mark.parametrize(("far", "wanted"), [(0.0, Outcome.FAILED), (1.0, Outcome.UNDECIDED), (1e4, Outcome.UNDECIDED)])
 def test_a_base_far_off_makes_no_tolerance(far, wanted):
     """A step of float16 against it may be all that a weight moves; then the weight is bounded, and not compared."""

@@ -1,7 +1,7 @@
 """Reading this process's environment class, and entering a recorded one as far as a process can.
 
-Implements specs/run-records.md, section "Environment class". The processor's capability is chosen when torch is loaded:
-`capability_variables` gives the process environment to set before that.
+Implements specs/run-records.md, section "Environment class". What is chosen when torch is loaded, the processor's
+capability above all, cannot be entered any more; environment variables say it before that.
 """
 
 from __future__ import annotations

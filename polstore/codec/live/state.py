@@ -18,6 +18,7 @@ from polstore.codec.snapshot import Snapshot
 from polstore.errors import MalformedError, TrainingError
 from polstore.wire import canonical
 from polstore.wire.fields import Fields
+from polstore.wire.state import MAX_SCALARS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,10 +26,9 @@ if TYPE_CHECKING:
     from polstore.wire.canonical import Value
     from polstore.wire.steps import Groups
 
-__all__ = ["MAX_SCALARS", "LiveState", "hyperparameters", "loss_value"]
+__all__ = ["TAG", "LiveState", "hyperparameters", "loss_value"]
 
 TAG = "polstore/scalars/v1"
-MAX_SCALARS = 16 * 2**20  # bytes
 # Hyperparameters that choose a kernel. They are the recipe's, never a snapshot's: fused kernels trust the shapes of the
 # optimizer's state, so a hostile state with fused=True would have them write out of bounds.
 KERNEL_CHOICES = ("capturable", "differentiable", "foreach", "fused")

@@ -84,7 +84,9 @@ def own_peak() -> Iterator[list[int]]:
     seen, ended = [0], threading.Event()
 
     def look() -> None:
-        while not ended.wait(TICK):
+        last = False
+        while not last:
+            last = ended.wait(TICK)  # and one look more, so that what is there at the end is seen in any case
             seen.append(max(seen[-1], in_status(STATUS.read_text(), "RssAnon")))
 
     watcher = threading.Thread(target=look, daemon=True)
