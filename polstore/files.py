@@ -77,7 +77,6 @@ def write_atomic(path: Path | str, data: bytes | Iterable[bytes], *, mode: int =
         CallerError: it may not be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name[:200]}.{os.urandom(6).hex()}.tmp")
     try:
         if path.is_dir() or (not overwrite and os.path.lexists(path)):
             raise ExistsError(f"{path} exists already")
@@ -85,6 +84,7 @@ def write_atomic(path: Path | str, data: bytes | Iterable[bytes], *, mode: int =
             with path.open("wb") as file:
                 file.writelines((data,) if isinstance(data, bytes) else data)
             return
+        temporary = path.with_name(f".{_shortened(path.name)}.{os.urandom(6).hex()}.tmp")
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
         try:
             with os.fdopen(descriptor, "wb") as file:
@@ -138,6 +138,11 @@ def probe_full(directory: Path, length: int) -> bool:
     except OSError as error:
         return error.errno in FULL
     return False
+
+
+def _shortened(name: str) -> str:
+    """Return as much of a file's name as leaves room for more: file systems count its bytes, 255 as a rule."""
+    return os.fsdecode(os.fsencode(name)[:200])
 
 
 def _is_special(path: Path) -> bool:

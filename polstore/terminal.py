@@ -198,6 +198,8 @@ def _fail_usage(error: Exception) -> NoReturn:
             note(line)
         _settle()
         sys.exit(UsageError.exit_code)
+    if message.endswith(" is not readable."):  # typer looks at every path itself; that is no question of usage
+        _fail(message.rstrip("."), CallerError.exit_code)
     where = f"; see {context.command_path} --help" if context is not None else ""
     _fail(message.rstrip(".") + where, UsageError.exit_code)
 

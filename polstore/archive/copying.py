@@ -92,7 +92,7 @@ def copy_runs(
         LockedError: somebody is recording into the destination.
         FullError: no room on the device; copy again once there is some.
     """
-    if source.path == destination.path:
+    if source.is_same(destination):
         raise UsageError(f"source and destination are the same store, {source.path}")
     with destination.exclusive():
         with source.read() as view:

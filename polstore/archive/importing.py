@@ -104,7 +104,7 @@ def import_run(
     with _named(files[0]):
         hypers = canonical.encode(hyperparameters(loaded))
     manifest = _manifest(run, layout, first, steps, initial, hypers)
-    indices = _indices(path, ordered[-1][0]) if layout == "paper" else None
+    indices = _indices(path, first, ordered[-1][0]) if layout == "paper" else None
     with store.exclusive():
         writer, have = _begin(store, manifest, hypers, initial, files)
         for number, (start, end) in enumerate(pairwise(steps), 1):
@@ -146,7 +146,8 @@ def _ordered(sources: list[Source], progress: Callable[[str, int, int], None]) -
         if step is None and len(sources) == 1:
             step = 0
         if step is None or step > MAX_INDEX:
-            raise TrainingError(f"{source.path} states no step", expected="a number in its name or content", got=step)
+            expected = f"a number up to {MAX_INDEX} in its name or content"
+            raise TrainingError(f"{source.path} states no step of a run", expected=expected, got=step)
         if step in found:
             raise TrainingError(f"{source.path} is of the same step as {found[step].path}: {step}")
         found[step] = source
@@ -205,7 +206,7 @@ def _begin(
     return RunWriter.resume(store, manifest.run)[0], len(steps)
 
 
-def _indices(path: Path, last: int) -> np.ndarray[Any, np.dtype[Any]] | None:
+def _indices(path: Path, first: int, last: int) -> np.ndarray[Any, np.dtype[Any]] | None:
     """Return the paper's sample indices, one row per step of the training, or None where there are none."""
     file = (path if path.is_dir() else path.parent) / INDICES
     if not file.is_file():
@@ -219,6 +220,13 @@ def _indices(path: Path, last: int) -> np.ndarray[Any, np.dtype[Any]] | None:
             f"{file} does not hold the samples of every step",
             expected=f"integers, {last} rows or more",
             got=f"{indices.dtype}, shape {indices.shape}",
+        )
+    used = indices[first:last]
+    if used.size and not 0 <= used.min() <= used.max() <= MAX_INDEX:
+        raise TrainingError(
+            f"{file} holds what is no sample's index",
+            expected=f"numbers from 0 to {MAX_INDEX}",
+            got=f"{used.min()} to {used.max()}",
         )
     return indices
 

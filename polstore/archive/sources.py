@@ -9,7 +9,8 @@ Knows these layouts, by name:
     torch         *.pt, *.pth, *.bin, written by torch.save
     safetensors   *.safetensors
 
-Looks at names only and opens nothing.
+Looks at names only and opens nothing. What has such a name and is no file, a link that leads nowhere for instance, is
+named as well, and whoever opens it is told: a snapshot is never left out in silence.
 """
 
 from __future__ import annotations
@@ -87,18 +88,20 @@ def _matching(layout: str, path: Path, entries: list[Path]) -> list[Source]:
         if path.is_dir() and _FOLDER.fullmatch(path.name):
             entries = [path]
         return [
-            _source(entry, match) for entry in entries if (match := _FOLDER.fullmatch(entry.name)) and entry.is_dir()
+            _source(entry, match)
+            for entry in entries
+            if (match := _FOLDER.fullmatch(entry.name)) and not entry.is_file()
         ]
     if layout == "paper":
         return [
-            _source(entry, match) for entry in entries if (match := _PAPER.fullmatch(entry.name)) and entry.is_file()
+            _source(entry, match) for entry in entries if (match := _PAPER.fullmatch(entry.name)) and not entry.is_dir()
         ]
     if path.is_dir() and _FOLDER.fullmatch(path.name):
         return []
     return [
         Source(entry, step_of_name(entry.name))
         for entry in entries
-        if entry.suffix.lower() in _SUFFIXES[layout] and entry.is_file()
+        if entry.suffix.lower() in _SUFFIXES[layout] and not entry.is_dir()
     ]
 
 

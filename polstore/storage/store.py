@@ -62,6 +62,10 @@ class Store:
     ) -> None:
         self.close()
 
+    def is_same(self, other: Store) -> bool:
+        """Return whether both are of one data file, whatever it is called: by links or another mount, for instance."""
+        return self._environment is other._environment
+
     def close(self) -> None:
         """Close the store; open views stay usable until they end. Closing twice, or in a forked child, is harmless."""
         if not self._closed:

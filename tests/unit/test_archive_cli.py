@@ -84,9 +84,14 @@ def test_copy(path, tmp_path, make_run):
         run("copy", "--from", path, "--to", tmp_path / "third")
 
 
-def test_a_store_cannot_be_copied_into_itself(path):
-    with pytest.raises(UsageError):
-        run("copy", "--from", path, "--to", path)
+def test_a_store_cannot_be_copied_into_itself(path, tmp_path):
+    (tmp_path / "link").symlink_to(path)
+    (tmp_path / "hard").mkdir()  # as cp -al makes it
+    for file in path.iterdir():
+        (tmp_path / "hard" / file.name).hardlink_to(file)
+    for same in (path, tmp_path / "link", tmp_path / "hard"):
+        with pytest.raises(UsageError, match="the same store"):
+            run("copy", "--from", path, "--to", same)
     run("fsck", "--store", path)
 
 

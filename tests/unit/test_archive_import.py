@@ -23,6 +23,7 @@ from polstore.fsck import check_store
 from polstore.prover import commit, prove
 from polstore.reader import Run
 from polstore.storage.store import open_store
+from polstore.wire.fields import MAX_INDEX
 from polstore.wire.keys import SigningKey
 from polverify.verdict import Decision
 from polverify.verify import Request, verify
@@ -216,7 +217,9 @@ def test_the_layout_of_the_paper(store, saved):
     assert prove(run, [0]).bundle.samples.salts == ()
 
 
-@pytest.mark.parametrize("indices", [np.zeros((9, 2), int), np.zeros(10, int), np.zeros((10, 2)), np.array([{}] * 10)])
+@pytest.mark.parametrize(
+    "indices", [np.zeros((9, 2), int), np.zeros(10, int), np.zeros((10, 2)), np.array([{}] * 10), np.full((10, 2), -1)]
+)
 def test_sample_indices_that_cannot_be_right_are_refused(store, saved, indices):
     training((5, 10), lambda step, model, _: torch.save({"net": model.state_dict()}, saved / f"model_step_{step}"))
     np.save(saved / "indices.npy", indices, allow_pickle=True)
@@ -325,6 +328,26 @@ def test_steps_that_are_unclear_are_refused(store, saved):
     (saved / "b.pt").rename(saved / "b1.pt")
     with pytest.raises(TrainingError, match="same step"):
         import_run(saved, store, "r", quiet)
+    (saved / "a1.pt").rename(saved / f"a{MAX_INDEX + 1}.pt")
+    with pytest.raises(TrainingError, match=rf"up to {MAX_INDEX} .*got {MAX_INDEX + 1}"):
+        import_run(saved, store, "r", quiet)
+
+
+@pytest.mark.parametrize("name", ["w2.pt", "w2.ckpt", "w2.safetensors", "model_step_2", "checkpoint-2"])
+def test_a_link_that_leads_nowhere_is_not_left_out(store, saved, name):
+    other = saved / name.replace("2", "1")
+    if name.endswith(".safetensors"):
+        save_file({"w": torch.zeros(2)}, other)
+    elif name.startswith("checkpoint"):
+        other.mkdir()
+        save_file({"w": torch.zeros(2)}, other / "model.safetensors")
+    else:
+        torch.save({"w": torch.zeros(2)}, other)
+    (saved / name).symlink_to(saved / "what an annex has not fetched")
+    with pytest.raises(MissingError, match=name):
+        import_run(saved, store, "r", quiet)
+    with store.read() as view:
+        assert view.runs() == []
 
 
 def test_a_stopped_import_goes_on(store, saved):

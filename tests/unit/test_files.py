@@ -59,11 +59,18 @@ def test_without_overwrite_where_there_are_no_hard_links(tmp_path, monkeypatch):
     assert names(tmp_path) == ["file"]
 
 
+@pytest.mark.parametrize("name", ["n" * 255, "名" * 85], ids=["ASCII", "wide"])
+def test_the_longest_names_can_be_written(tmp_path, name):
+    write_atomic(tmp_path / name, b"data")
+    assert names(tmp_path) == [name]
+
+
 def test_places_where_no_file_can_be(tmp_path):
     (tmp_path / "directory").mkdir()
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(ExistsError):
-        write_atomic(tmp_path / "directory", b"")
+    for path in (tmp_path / "directory", Path(), Path("/")):  # the last two have no name
+        with pytest.raises(ExistsError):
+            write_atomic(path, b"")
     for path in (tmp_path / "none" / "file", tmp_path / "file" / "file"):
         with pytest.raises(MissingError):
             write_atomic(path, b"")

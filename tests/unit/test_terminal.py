@@ -2,9 +2,11 @@
 
 import json
 import math
+import os
 import re
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import typer
@@ -60,6 +62,24 @@ def test_a_fault_of_our_own_is_never_exit_code_1(capsys):
     assert (code, out) == (4, "")
     assert "Traceback" in err
     assert err.endswith("error: internal fault: ZeroDivisionError: oh\n")
+
+
+def test_a_path_that_may_not_be_read_is_no_wrong_usage(capsys, monkeypatch, tmp_path):
+    app = typer.Typer()
+
+    @app.command()
+    def read(path: Path):
+        raise AssertionError
+
+    monkeypatch.setattr(sys, "argv", ["program", str(tmp_path)])
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)  # root may read everything
+    with pytest.raises(SystemExit) as end:
+        terminal.run(app)
+    out, err = capsys.readouterr()
+    assert (end.value.code, out) == (4, "")
+    assert err.startswith("error: ")
+    assert err.endswith("is not readable\n")
+    assert err.count("\n") == 1
 
 
 def test_warnings_are_lines(capsys):
