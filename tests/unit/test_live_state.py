@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from polstore.codec.live import environment
-from polstore.codec.live.arrays import to_host, to_torch
+from polstore.codec.live.arrays import same_bits, to_host, to_torch
 from polstore.codec.live.capture import Capture
 from polstore.codec.live.state import LiveState, hyperparameters, loss_value
 from polstore.codec.norms import distances
@@ -300,6 +300,12 @@ def test_tensors_come_back_bit_for_bit(tensor):
     plain = tensor.resolve_conj().resolve_neg().contiguous().reshape(-1)
     assert host.data.tobytes() == bytes(plain.view(torch.uint8).tolist())
     assert to_host("x", again).data.tobytes() == host.data.tobytes()
+    assert same_bits(tensor, host)
+
+
+def test_the_default_device_is_not_where_snapshots_go():
+    with torch.device("meta"):
+        assert {to_torch(to_host("x", tensor)).device.type for tensor in TENSORS.values()} == {"cpu"}
 
 
 def test_hyperparameters_are_numbers_without_the_parameters():

@@ -34,7 +34,7 @@ def copy_exactly(rows: Sequence[Row]) -> tuple[list[Quantised], torch.cuda.Event
     torch._foreach_copy_(views, [row.live for row in rows])
     arrived = None
     if flat.is_cuda:
-        flat = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True).copy_(flat, non_blocking=True)
+        flat = torch.empty(flat.shape, dtype=flat.dtype, device="cpu", pin_memory=True).copy_(flat, non_blocking=True)
         arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         arrived.record()
     # An empty tensor may have a stride that no view as bytes allows.
