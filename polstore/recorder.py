@@ -176,6 +176,7 @@ class Recorder:
             self._loss = loss_value(loss)
             self._end_step()
             progress(self._step, self._steps[-1].loss)
+            self._boundary()  # before the next step begins, which need not be by taking a batch
 
     def _require_active(self) -> None:
         if not self._active:
