@@ -141,6 +141,16 @@ def test_capturing_makes_the_live_state_the_committed_one():
     assert one[0].turned.stride() == (1, 3)
 
 
+def test_what_was_made_in_inference_mode_has_no_version():
+    model, opt, _ = training()
+    live = LiveState(model, opt, {})
+    model.hidden = made_in_inference_mode()
+    before = live.versions()
+    with torch.no_grad():
+        model.first.weight += 1
+    assert live.versions() > before
+
+
 def test_versions_grow_with_every_write_and_gradient_versions_with_every_gradient():
     model, opt, extras = training()
     live = LiveState(model, opt, extras)
@@ -205,6 +215,12 @@ def refuse_shared():
     return LiveState(model, torch.optim.SGD(model.parameters(), 0.1), {"model": model}).capture(0)
 
 
+def refuse_tied_data():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[1].weight.data = model[0].weight.data
+    return LiveState(model, torch.optim.SGD(model.parameters(), 0.1), {}).capture(0)
+
+
 def refuse_model(model):
     return lambda: LiveState(model, torch.optim.SGD([torch.randn(1)], 0.1), {}).capture(0)
 
@@ -215,7 +231,16 @@ def buffered(tensor):
     return lambda: LiveState(model, torch.optim.SGD(model.parameters(), 0.1), {}).capture(0)
 
 
+def made_in_inference_mode():
+    with torch.inference_mode():
+        return torch.ones(3)
+
+
 REFUSED = {
+    "0.weight and parameter/1.weight are the same memory": refuse_tied_data,
+    "under no_grad, got inference mode": buffered(made_in_inference_mode()),
+    "memory for every element": buffered(torch.arange(3).expand(2, 3)),
+    "state of extra extra: expected a dictionary, got list": refuse_extra([1]),
     "cannot be committed.*builtins.object": refuse_extra({"x": object()}),
     "cannot be committed.*64 bits": refuse_extra({"x": 2**70}),
     "no part of the state": refuse_outside,
@@ -231,6 +256,57 @@ REFUSED = {
 def test_states_that_cannot_be_recorded_are_refused(message):
     with pytest.raises(TrainingError, match=message):
         REFUSED[message]()
+
+
+def other_shape(model, opt, _):
+    model.hidden = torch.zeros(3)
+
+
+def other_dtype(model, opt, _):
+    model.hidden = model.hidden.double()
+
+
+def further_buffer(model, opt, _):
+    model.register_buffer("more", torch.zeros(1))
+
+
+def fewer_buffers(model, opt, _):
+    model.hidden = None
+
+
+def further_group(model, opt, _):
+    opt.add_param_group({"params": []})
+
+
+def further_hyperparameter(model, opt, _):
+    opt.param_groups[0]["more"] = 1
+
+
+def further_entry(model, opt, extras):
+    extras["scheduler"].more = 1
+
+
+CHANGES = {
+    r"tensor buffer/hidden .*expected \(\(2,\), torch.float32\), got \(\(3,\)": other_shape,
+    "tensor buffer/hidden .*float64": other_dtype,
+    "tensor buffer/more .*expected none": further_buffer,
+    "tensor buffer/hidden .*got none": fewer_buffers,
+    "optimizer's group 1 changed": further_group,
+    "hyperparameters of the optimizer's group 0 changed": further_hyperparameter,
+    "entries of extra scheduler changed": further_entry,
+}
+
+
+@pytest.mark.parametrize("message", CHANGES)
+def test_what_would_keep_a_snapshot_from_being_restored_is_refused_when_it_is_taken(message):
+    objects = training()
+    live = LiveState(*objects)
+    live.capture(0)
+    train(*objects)  # the optimizer makes its state
+    live.capture(3)
+    CHANGES[message](*objects)
+    with pytest.raises(TrainingError, match=message):
+        live.capture(3)
 
 
 def test_extras_without_a_state_are_refused():
