@@ -85,6 +85,7 @@ class Recorder:
         self._used: Groups = ()
         self._loss: float | None = None
         self._boundary_due = False
+        self._taking: int | None = None  # step of the snapshot that is being taken
         self._versions = live.versions()
         self._start = position
 
@@ -263,6 +264,12 @@ class Recorder:
         return self._explicit_position if self._tap is None else self._tap.next_position()
 
     def _snapshot(self, position: Position) -> None:
+        if self._taking is not None:  # the state may be half of what was written back, half of what was trained
+            raise TrainingError(
+                f"taking the snapshot of step {self._taking} was cut short, so nothing can be recorded after it",
+                expected="the run resumed from its last snapshot",
+                got="a loop that went on",
+            )
         now = self._detect()
         if now != self._environment:
             raise TrainingError(
@@ -276,6 +283,7 @@ class Recorder:
         steps = Steps(self._snapshot_step, tuple(self._steps))
         tensors, scalars = self._live.walk(self._step)
         self._background.flush()  # the last snapshot has to be through before its memory is used again
+        self._taking = self._step
         plan = self._writer.plan(self._step, tuple(sorted(tensors, key=str.encode)))
         captured = self._capture.take(tensors, scalars, plan.base)
 
@@ -286,7 +294,7 @@ class Recorder:
 
         self._live.drop_gradients()
         self._background.put(write)
-        self._steps, self._snapshot_step = [], self._step
+        self._steps, self._snapshot_step, self._taking = [], self._step, None
 
     def _finish(self) -> None:
         if self._open and self._tap is None:
