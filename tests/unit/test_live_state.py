@@ -236,10 +236,34 @@ def made_in_inference_mode():
         return torch.ones(3)
 
 
+def nested_lists():
+    value = []
+    for _ in range(32):
+        value = [value]
+    return value
+
+
+def list_in_itself():
+    value = []
+    value.append(value)
+    return value
+
+
+def refuse_ragged():
+    with pytest.warns(UserWarning, match="prototype"):
+        ragged = torch.nested.nested_tensor([torch.ones(1), torch.ones(2)])
+    refuse_extra({"x": ragged})()
+
+
 REFUSED = {
     "0.weight and parameter/1.weight are the same memory": refuse_tied_data,
     "under no_grad, got inference mode": buffered(made_in_inference_mode()),
     "memory for every element": buffered(torch.arange(3).expand(2, 3)),
+    "deeper than 32": refuse_extra({"x": nested_lists()}),
+    "recursion depth": refuse_extra({"x": list_in_itself()}),
+    "scalars of the state: expected at most 16777216 bytes": refuse_extra({"x": "x" * (16 << 20)}),
+    "surrogates": refuse_extra({"\ud800": 1}),
+    "nested, torch.float32": refuse_ragged,
     "state of extra extra: expected a dictionary, got list": refuse_extra([1]),
     "cannot be committed.*builtins.object": refuse_extra({"x": object()}),
     "cannot be committed.*64 bits": refuse_extra({"x": 2**70}),

@@ -25,11 +25,11 @@ def dtype_name(path: str, tensor: torch.Tensor) -> str:
     """Return the committed name of a tensor's dtype; raises `TrainingError` for one that has none."""
     if is_lazy(tensor) or tensor.is_meta:
         raise TrainingError(f"tensor {path} cannot be committed", expected="values", got="none yet")
-    if tensor.layout is not torch.strided or tensor.dtype not in NAMES:
+    if tensor.layout is not torch.strided or tensor.is_nested or tensor.dtype not in NAMES:
         raise TrainingError(
             f"tensor {path} cannot be committed",
             expected="a dense tensor of " + ", ".join(TORCH_DTYPE),
-            got=f"{tensor.layout}, {tensor.dtype}",
+            got=f"{'nested' if tensor.is_nested else tensor.layout}, {tensor.dtype}",
         )
     return NAMES[tensor.dtype]
 

@@ -82,10 +82,16 @@ class LiveState:
         if self._outline is None:
             self._outline = now
         require_same(self._outline, now)
-        optimizer = flatten(state, "optimizer", add)
-        extras = flatten(states, "extra", add)
+        try:
+            optimizer = flatten(state, "optimizer", add)
+            extras = flatten(states, "extra", add)
+            scalars = canonical.encode((TAG, step, optimizer, extras))
+        except (MalformedError, RecursionError) as error:
+            raise TrainingError(f"this state cannot be committed: {error}") from error
+        if len(scalars) > MAX_SCALARS:
+            raise TrainingError("scalars of the state", expected=f"at most {MAX_SCALARS} bytes", got=len(scalars))
         self._require_whole(live)
-        return live, canonical.encode((TAG, step, optimizer, extras))
+        return live, scalars
 
     def restore(self, snapshot: Snapshot) -> int:
         """Make the live objects equal to ``snapshot`` and return its step.
