@@ -13,7 +13,7 @@ from torch import nn
 from polstore.codec.live import environment
 from polstore.codec.live.arrays import same_bits, to_host, to_torch
 from polstore.codec.live.capture import Capture
-from polstore.codec.live.state import LiveState, hyperparameters, loss_value
+from polstore.codec.live.state import LiveState, _to_device, hyperparameters, loss_value
 from polstore.codec.norms import distances
 from polstore.codec.quantise import quantise
 from polstore.errors import MalformedError, TrainingError
@@ -96,6 +96,14 @@ def test_a_state_that_is_not_taken_over_to_the_bit_is_refused(change):
     live = LiveState(model, torch.optim.SGD(model.parameters(), lr=0.1), {"memory": Forgetful()})
     with pytest.raises(TrainingError, match="did not survive"):
         live.restore(live.capture(0))
+
+
+def test_state_in_lists_goes_to_the_parameters_device():
+    value = {"old_dirs": [torch.ones(3), None], "pair": (torch.ones(1), [torch.ones(1)]), "al": [None, 2]}
+    parameter = nn.Parameter(torch.empty(3, 4, device="meta"))
+    put = {key: _to_device(key, item, parameter, {}) for key, item in value.items()}
+    assert [put["old_dirs"][0].device.type, put["pair"][0].device.type, put["pair"][1][0].device.type] == ["meta"] * 3
+    assert (put["old_dirs"][1], put["al"], type(put["pair"])) == (None, [None, 2], tuple)
 
 
 def test_restoring_drops_gradients():

@@ -293,6 +293,8 @@ def parse_scalars(scalars: bytes) -> tuple[int, Value, Value]:
 
 def _to_device(key: object, value: Any, parameter: torch.Tensor, group: Mapping[str, Any]) -> Any:
     """Put restored optimizer state where torch keeps it: with its parameter, but step counters on the CPU."""
+    if isinstance(value, (list, tuple)):  # such as the directions that LBFGS remembers
+        return type(value)(_to_device(key, item, parameter, group) for item in value)
     if isinstance(value, torch.Tensor):
         if key == "step" and not (group.get("capturable") or group.get("fused")):
             return value
