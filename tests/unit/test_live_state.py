@@ -429,6 +429,15 @@ def test_losses_are_floats():
     assert loss_value(None) is None
     assert loss_value(torch.tensor([2.0], requires_grad=True)) == 2.0
     assert loss_value(1) == 1.0
+    with pytest.raises(TrainingError, match=r"loss: expected a tensor of one element, got one of shape \(2,\)"):
+        loss_value(torch.ones(2))
+
+
+def test_a_hyperparameter_of_several_elements_is_refused():
+    opt = torch.optim.SGD([torch.ones(1)], 0.1)
+    opt.param_groups[0]["weights"] = torch.ones(3)
+    with pytest.raises(TrainingError, match=r"optimizer/weights: expected a tensor of one element"):
+        hyperparameters(opt)
 
 
 def test_norms_are_those_of_the_definition():

@@ -267,21 +267,30 @@ class LiveState:
 
 
 def hyperparameters(optimizer: torch.optim.Optimizer) -> Groups:
-    """Return the hyperparameters in use: per group, sorted (name, value) pairs without the parameters."""
+    """Return the hyperparameters in use: per group, sorted (name, value) pairs without the parameters.
 
-    def number(_: str, tensor: torch.Tensor) -> Value:
-        value: Value = tensor.item()
-        return value
-
+    Raises:
+        TrainingError: one that is no number, text or the like.
+    """
     return tuple(
-        tuple((name, flatten(group[name], f"optimizer/{name}", number)) for name in sorted(group) if name != "params")
+        tuple((name, flatten(group[name], f"optimizer/{name}", _number)) for name in sorted(group) if name != "params")
         for group in optimizer.param_groups
     )
 
 
 def loss_value(loss: Any) -> float | None:
-    """Return a loss, a number or a tensor of one element, as it stands in a step record; None stays None."""
-    return None if loss is None else float(loss.detach() if isinstance(loss, torch.Tensor) else loss)
+    """Return a loss, a number or a tensor of one element, as it stands in a step record; None stays None.
+
+    Raises:
+        TrainingError: a tensor of several elements.
+    """
+    return None if loss is None else float(_number("loss", loss) if isinstance(loss, torch.Tensor) else loss)
+
+
+def _number(path: str, tensor: torch.Tensor) -> Any:
+    if tensor.numel() != 1:
+        raise TrainingError(path, expected="a tensor of one element", got=f"one of shape {tuple(tensor.shape)}")
+    return tensor.item()
 
 
 def parse_scalars(scalars: bytes) -> tuple[int, Value, Value]:
