@@ -250,9 +250,9 @@ class Recorder:
         self._boundary_due = True
 
     def _boundary(self) -> None:
-        self._boundary_due = False
         if self._step % self._writer.manifest.every == 0:
             self._snapshot(self._position())
+        self._boundary_due = False  # not before: a loop may go on after an interrupt while it waited here
         self._versions = self._live.versions()
 
     def _detect(self) -> Environment:
