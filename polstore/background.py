@@ -45,8 +45,9 @@ class Background:
             self._wait_for(lambda: not self._waiting)
             self._raise()
             if self._thread is None:  # a daemon: whoever forgets to close must still be able to leave the program
-                self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+                thread.start()
+                self._thread = thread  # now: one that an interrupt kept from starting could not be joined
             self._waiting.append(job)
             self._changed.notify_all()
 

@@ -91,6 +91,18 @@ def test_a_job_pauses_between_items_while_nobody_waits_for_it(monkeypatch):
     assert len(pauses) == 1
 
 
+def test_a_thread_that_was_kept_from_starting_is_not_waited_for(monkeypatch):
+    background = Background("test")
+
+    def interrupted(_thread):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        background.put(print)
+    assert background.close() is None
+
+
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of Python 3.12, for threads
 def test_a_forked_child_is_told_instead_of_left_waiting():
     entered, leave = threading.Event(), threading.Event()
