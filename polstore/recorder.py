@@ -6,10 +6,11 @@
                 ...
 
 A step begins when the loop is handed its first batch and ends when the optimizer has stepped; what the loop still does
-before the next batch (a scheduler, averaged weights) belongs to it. At that boundary the state is captured if a
-snapshot is due, and the generators are seeded for the next step. A replay starts a segment without gradients, so they
-are dropped at each snapshot. Encoding, hashing and writing go on in a thread beside the training, one snapshot at a
-time; an error there is raised at the next snapshot or at the end. Loops that a loader cannot show call `Recorder.step`.
+before the next batch (a scheduler, averaged weights) belongs to it. Of a recipe, a step is what its ``step`` does, from
+beginning to end. At that boundary the state is captured if a snapshot is due, and the generators are seeded for the
+next step. A replay starts a segment without gradients, so they are dropped at each snapshot. Encoding, hashing and
+writing go on in a thread beside the training, one snapshot at a time; an error there is raised at the next snapshot or
+at the end. Loops that a loader cannot show call `Recorder.step`.
 """
 
 from __future__ import annotations
