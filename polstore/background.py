@@ -10,6 +10,8 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, TypeVar
 
+from polstore.errors import UsageError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -34,18 +36,23 @@ class Background:
         self._thread: threading.Thread | None = None
 
     def put(self, job: Callable[[], object]) -> None:
-        """Have a job done after those before it; raises the error of an earlier one instead."""
+        """Have a job done after those before it.
+
+        Raises:
+            UsageError: the thread is gone, since this is a forked child; or else what an earlier job raised.
+        """
         with self._changed:
             self._wait_for(lambda: not self._waiting)
             self._raise()
             if self._thread is None:  # a daemon: whoever forgets to close must still be able to leave the program
-                self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+                thread.start()
+                self._thread = thread  # now: one that an interrupt kept from starting could not be joined
             self._waiting.append(job)
             self._changed.notify_all()
 
     def flush(self) -> None:
-        """Wait until all jobs are done; raises the error of one that failed."""
+        """Wait until all jobs are done; raises as `put` does."""
         with self._changed:
             self._wait_for(lambda: not self._waiting and not self._busy)
             self._raise()
@@ -71,6 +78,10 @@ class Background:
                 time.sleep(PAUSE)
 
     def _wait_for(self, done: Callable[[], bool]) -> None:
+        if self._thread is not None and not self._thread.is_alive():
+            raise UsageError(
+                f"{self._name}: its thread is gone", expected="the process that began", got="a forked child"
+            )
         self._awaited = True
         try:
             self._changed.wait_for(done)

@@ -6,10 +6,11 @@
                 ...
 
 A step begins when the loop is handed its first batch and ends when the optimizer has stepped; what the loop still does
-before the next batch (a scheduler, averaged weights) belongs to it. At that boundary the state is captured if a
-snapshot is due, and the generators are seeded for the next step. A replay starts a segment without gradients, so they
-are dropped at each snapshot. Encoding, hashing and writing go on in a thread beside the training, one snapshot at a
-time; an error there is raised at the next snapshot or at the end. Loops that a loader cannot show call `Recorder.step`.
+before the next batch (a scheduler, averaged weights) belongs to it. Of a recipe, a step is what its ``step`` does, from
+beginning to end. At that boundary the state is captured if a snapshot is due, and the generators are seeded for the
+next step. A replay starts a segment without gradients, so they are dropped at each snapshot. Encoding, hashing and
+writing go on in a thread beside the training, one snapshot at a time; an error there is raised at the next snapshot or
+at the end. Loops that a loader cannot show call `Recorder.step`.
 """
 
 from __future__ import annotations
@@ -85,6 +86,7 @@ class Recorder:
         self._used: Groups = ()
         self._loss: float | None = None
         self._boundary_due = False
+        self._taking: int | None = None  # step of the snapshot that is being taken
         self._versions = live.versions()
         self._start = position
 
@@ -176,6 +178,7 @@ class Recorder:
             self._loss = loss_value(loss)
             self._end_step()
             progress(self._step, self._steps[-1].loss)
+            self._boundary()  # before the next step begins, which need not be by taking a batch
 
     def _require_active(self) -> None:
         if not self._active:
@@ -248,9 +251,9 @@ class Recorder:
         self._boundary_due = True
 
     def _boundary(self) -> None:
-        self._boundary_due = False
         if self._step % self._writer.manifest.every == 0:
             self._snapshot(self._position())
+        self._boundary_due = False  # not before: a loop may go on after an interrupt while it waited here
         self._versions = self._live.versions()
 
     def _detect(self) -> Environment:
@@ -262,6 +265,12 @@ class Recorder:
         return self._explicit_position if self._tap is None else self._tap.next_position()
 
     def _snapshot(self, position: Position) -> None:
+        if self._taking is not None:  # the state may be half of what was written back, half of what was trained
+            raise TrainingError(
+                f"taking the snapshot of step {self._taking} was cut short, so nothing can be recorded after it",
+                expected="the run resumed from its last snapshot",
+                got="a loop that went on",
+            )
         now = self._detect()
         if now != self._environment:
             raise TrainingError(
@@ -275,6 +284,7 @@ class Recorder:
         steps = Steps(self._snapshot_step, tuple(self._steps))
         tensors, scalars = self._live.walk(self._step)
         self._background.flush()  # the last snapshot has to be through before its memory is used again
+        self._taking = self._step
         plan = self._writer.plan(self._step, tuple(sorted(tensors, key=str.encode)))
         captured = self._capture.take(tensors, scalars, plan.base)
 
@@ -285,7 +295,7 @@ class Recorder:
 
         self._live.drop_gradients()
         self._background.put(write)
-        self._steps, self._snapshot_step = [], self._step
+        self._steps, self._snapshot_step, self._taking = [], self._step, None
 
     def _finish(self) -> None:
         if self._open and self._tap is None:

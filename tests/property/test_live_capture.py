@@ -97,6 +97,23 @@ def test_the_ordinary_case_is_fused_with_a_base_or_without(fidelity, monkeypatch
     assert by_reference == ([] if fidelity == "lossless" else ["parameter/w"])
 
 
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("fidelity", FIDELITIES)
+def test_the_default_dtype_changes_nothing(fidelity, default):
+    live = {name.format(0): torch.linspace(0.1, 1, 50) for name in KEYS}
+    base = snapshot({name: tensor.numpy() for name, tensor in live.items()})
+    for tensor in live.values():
+        tensor += 1e-3
+    expected = quantise(snapshot({name: tensor.numpy() for name, tensor in live.items()}), base, fidelity)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        captured = capture.Capture(fidelity).take(live, SCALARS, base)
+    finally:
+        torch.set_default_dtype(before)
+    assert captured.committed.digest() == expected.digest()
+
+
 @pytest.mark.parametrize("name", ["parameter/" + "x" * 512, "buffer/a\nb", "optimizer/\x00/exp_avg"])
 def test_names_that_no_reader_would_take_are_refused(name):
     with pytest.raises(TrainingError, match="cannot be committed"):

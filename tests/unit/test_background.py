@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from types import SimpleNamespace
 
@@ -9,6 +11,7 @@ import pytest
 
 import polstore.background as module
 from polstore.background import Background
+from polstore.errors import UsageError
 
 
 def test_jobs_are_done_in_order():
@@ -87,6 +90,46 @@ def test_a_job_pauses_between_items_while_nobody_waits_for_it(monkeypatch):
     assert background.close() is None
     assert list(background.unhurried("ab")) == ["a", "b"]
     assert len(pauses) == 1
+
+
+def test_a_thread_that_was_kept_from_starting_is_not_waited_for(monkeypatch):
+    background = Background("test")
+
+    def interrupted(_thread):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        background.put(print)
+    assert background.close() is None
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of Python 3.12, for threads
+def test_a_forked_child_is_told_instead_of_left_waiting():
+    entered, leave = threading.Event(), threading.Event()
+    background = Background("test")
+
+    def busy():
+        entered.set()
+        leave.wait()
+
+    background.put(busy)
+    assert entered.wait(10)
+    child = os.fork()
+    if not child:
+        signal.alarm(10)  # should it wait after all
+        told = 0
+        for call in (background.flush, lambda: background.put(print)):
+            try:
+                call()
+            except UsageError:
+                told += 1
+        background.close()
+        os._exit(told)
+    leave.set()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+    background.flush()
+    assert background.close() is None
 
 
 def test_closing_without_a_job_and_closing_finishes_what_waits():

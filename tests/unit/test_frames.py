@@ -187,6 +187,16 @@ def test_what_has_little_in_common_with_its_base_is_stored_as_it_is(dtype: str) 
     assert roundtrip(state(other), state(one), "lossless").stored_bytes < differences.stored_bytes
 
 
+@pytest.mark.parametrize("rows", [1024, 2048])
+def test_one_column_does_not_stand_for_the_whole_matrix(rows: int) -> None:
+    """Where its values lie at equal distances, and change as no others do."""
+    one, other = np.random.default_rng(6).standard_normal((2, rows, 20)).astype("<f4")
+    for live, first, wanted in ((one * 1.0001, other, Encoding.DIFFERENCE), (other, one, Encoding.EXACT)):
+        live[:, 0] = first[:, 0]
+        record = roundtrip(snapshot(floats("buffer/b", live)), snapshot(floats("buffer/b", one)), "lossless")
+        assert [row.encoding for row in record.tensors] == [wanted]
+
+
 def test_a_chain_does_not_drift() -> None:
     base = None
     for step in range(6):

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from polstore.codec.live import environment
-from polstore.codec.live.arrays import to_host, to_torch
+from polstore.codec.live.arrays import same_bits, to_host, to_torch
 from polstore.codec.live.capture import Capture
-from polstore.codec.live.state import LiveState, hyperparameters, loss_value
+from polstore.codec.live.state import LiveState, _to_device, hyperparameters, loss_value
 from polstore.codec.norms import distances
 from polstore.codec.quantise import quantise
 from polstore.errors import MalformedError, TrainingError
@@ -98,6 +98,14 @@ def test_a_state_that_is_not_taken_over_to_the_bit_is_refused(change):
         live.restore(live.capture(0))
 
 
+def test_state_in_lists_goes_to_the_parameters_device():
+    value = {"old_dirs": [torch.ones(3), None], "pair": (torch.ones(1), [torch.ones(1)]), "al": [None, 2]}
+    parameter = nn.Parameter(torch.empty(3, 4, device="meta"))
+    put = {key: _to_device(key, item, parameter, {}) for key, item in value.items()}
+    assert [put["old_dirs"][0].device.type, put["pair"][0].device.type, put["pair"][1][0].device.type] == ["meta"] * 3
+    assert (put["old_dirs"][1], put["al"], type(put["pair"])) == (None, [None, 2], tuple)
+
+
 def test_restoring_drops_gradients():
     one = training()
     train(*one)
@@ -139,6 +147,16 @@ def test_capturing_makes_the_live_state_the_committed_one():
     assert live.capture(3).digest() == captured.committed.digest()
     assert one[0].conv.weight.is_contiguous(memory_format=torch.channels_last)
     assert one[0].turned.stride() == (1, 3)
+
+
+def test_what_was_made_in_inference_mode_has_no_version():
+    model, opt, _ = training()
+    live = LiveState(model, opt, {})
+    model.hidden = made_in_inference_mode()
+    before = live.versions()
+    with torch.no_grad():
+        model.first.weight += 1
+    assert live.versions() > before
 
 
 def test_versions_grow_with_every_write_and_gradient_versions_with_every_gradient():
@@ -205,6 +223,12 @@ def refuse_shared():
     return LiveState(model, torch.optim.SGD(model.parameters(), 0.1), {"model": model}).capture(0)
 
 
+def refuse_tied_data():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[1].weight.data = model[0].weight.data
+    return LiveState(model, torch.optim.SGD(model.parameters(), 0.1), {}).capture(0)
+
+
 def refuse_model(model):
     return lambda: LiveState(model, torch.optim.SGD([torch.randn(1)], 0.1), {}).capture(0)
 
@@ -215,7 +239,40 @@ def buffered(tensor):
     return lambda: LiveState(model, torch.optim.SGD(model.parameters(), 0.1), {}).capture(0)
 
 
+def made_in_inference_mode():
+    with torch.inference_mode():
+        return torch.ones(3)
+
+
+def nested_lists():
+    value = []
+    for _ in range(32):
+        value = [value]
+    return value
+
+
+def list_in_itself():
+    value = []
+    value.append(value)
+    return value
+
+
+def refuse_ragged():
+    with pytest.warns(UserWarning, match="prototype"):
+        ragged = torch.nested.nested_tensor([torch.ones(1), torch.ones(2)])
+    refuse_extra({"x": ragged})()
+
+
 REFUSED = {
+    "0.weight and parameter/1.weight are the same memory": refuse_tied_data,
+    "under no_grad, got inference mode": buffered(made_in_inference_mode()),
+    "memory for every element": buffered(torch.arange(3).expand(2, 3)),
+    "deeper than 32": refuse_extra({"x": nested_lists()}),
+    "recursion depth": refuse_extra({"x": list_in_itself()}),
+    "scalars of the state: expected at most 16777216 bytes": refuse_extra({"x": "x" * (16 << 20)}),
+    "surrogates": refuse_extra({"\ud800": 1}),
+    "nested, torch.float32": refuse_ragged,
+    "state of extra extra: expected a dictionary, got list": refuse_extra([1]),
     "cannot be committed.*builtins.object": refuse_extra({"x": object()}),
     "cannot be committed.*64 bits": refuse_extra({"x": 2**70}),
     "no part of the state": refuse_outside,
@@ -231,6 +288,57 @@ REFUSED = {
 def test_states_that_cannot_be_recorded_are_refused(message):
     with pytest.raises(TrainingError, match=message):
         REFUSED[message]()
+
+
+def other_shape(model, opt, _):
+    model.hidden = torch.zeros(3)
+
+
+def other_dtype(model, opt, _):
+    model.hidden = model.hidden.double()
+
+
+def further_buffer(model, opt, _):
+    model.register_buffer("more", torch.zeros(1))
+
+
+def fewer_buffers(model, opt, _):
+    model.hidden = None
+
+
+def further_group(model, opt, _):
+    opt.add_param_group({"params": []})
+
+
+def further_hyperparameter(model, opt, _):
+    opt.param_groups[0]["more"] = 1
+
+
+def further_entry(model, opt, extras):
+    extras["scheduler"].more = 1
+
+
+CHANGES = {
+    r"tensor buffer/hidden .*expected \(\(2,\), torch.float32\), got \(\(3,\)": other_shape,
+    "tensor buffer/hidden .*float64": other_dtype,
+    "tensor buffer/more .*expected none": further_buffer,
+    "tensor buffer/hidden .*got none": fewer_buffers,
+    "optimizer's group 1 changed": further_group,
+    "hyperparameters of the optimizer's group 0 changed": further_hyperparameter,
+    "entries of extra scheduler changed": further_entry,
+}
+
+
+@pytest.mark.parametrize("message", CHANGES)
+def test_what_would_keep_a_snapshot_from_being_restored_is_refused_when_it_is_taken(message):
+    objects = training()
+    live = LiveState(*objects)
+    live.capture(0)
+    train(*objects)  # the optimizer makes its state
+    live.capture(3)
+    CHANGES[message](*objects)
+    with pytest.raises(TrainingError, match=message):
+        live.capture(3)
 
 
 def test_extras_without_a_state_are_refused():
@@ -300,6 +408,12 @@ def test_tensors_come_back_bit_for_bit(tensor):
     plain = tensor.resolve_conj().resolve_neg().contiguous().reshape(-1)
     assert host.data.tobytes() == bytes(plain.view(torch.uint8).tolist())
     assert to_host("x", again).data.tobytes() == host.data.tobytes()
+    assert same_bits(tensor, host)
+
+
+def test_the_default_device_is_not_where_snapshots_go():
+    with torch.device("meta"):
+        assert {to_torch(to_host("x", tensor)).device.type for tensor in TENSORS.values()} == {"cpu"}
 
 
 def test_hyperparameters_are_numbers_without_the_parameters():
@@ -315,6 +429,15 @@ def test_losses_are_floats():
     assert loss_value(None) is None
     assert loss_value(torch.tensor([2.0], requires_grad=True)) == 2.0
     assert loss_value(1) == 1.0
+    with pytest.raises(TrainingError, match=r"loss: expected a tensor of one element, got one of shape \(2,\)"):
+        loss_value(torch.ones(2))
+
+
+def test_a_hyperparameter_of_several_elements_is_refused():
+    opt = torch.optim.SGD([torch.ones(1)], 0.1)
+    opt.param_groups[0]["weights"] = torch.ones(3)
+    with pytest.raises(TrainingError, match=r"optimizer/weights: expected a tensor of one element"):
+        hyperparameters(opt)
 
 
 def test_norms_are_those_of_the_definition():

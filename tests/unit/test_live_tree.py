@@ -208,3 +208,10 @@ def test_seeding_depends_on_every_byte_it_should():
         seed_all(bytes(seed))
         draws.add((random.random(), np.random.rand(), torch.rand(()).item()))
     assert len(draws) == 2
+
+
+def test_a_sample_that_no_leaf_can_hold_is_the_trainings_fault():
+    sample = [1]
+    sample.append(sample)
+    with pytest.raises(TrainingError, match="sample 1 cannot be committed"):
+        dataset_hashes([[1], sample], SEED, lambda *_: None)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import polstore
+from polstore.background import Background
+from polstore.codec.live.capture import Capture
 from polstore.errors import MissingError, TrainingError, UsageError
+from polstore.fsck import check_store
 from polstore.reader import open_archive
 from polstore.recording import run_seed
+from polstore.storage.store import open_store
 
 pytestmark = pytest.mark.filterwarnings("ignore:no recipe")
 
@@ -98,6 +104,59 @@ def test_an_exception_between_the_optimizer_and_the_boundary_costs_that_segment_
     with recorder:
         loop.passes()  # what is left of the first
     assert snapshots(tmp_path) == [0, 2, 3]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_a_loop_that_goes_on_after_a_snapshot_was_cut_short_is_refused(tmp_path, monkeypatch, error):
+    loop, taken = Loop(), []
+    whole = Capture.take
+
+    def take(self, *arguments):
+        captured = whole(self, *arguments)
+        taken.append(captured)
+        if len(taken) == 3:
+            raise error
+        return captured
+
+    monkeypatch.setattr(Capture, "take", take)
+
+    def train():
+        with loop.record(tmp_path):
+            with contextlib.suppress(error):
+                loop.passes(2)
+            loop.passes(2)
+
+    with pytest.raises(TrainingError, match="snapshot of step 4 was cut short"):
+        train()
+    assert snapshots(tmp_path) == [0, 2]
+    with loop.record(tmp_path, resume=True):
+        loop.passes(2)
+    assert snapshots(tmp_path) == [0, 2, 4, 6]
+    with open_store(tmp_path) as store:
+        assert check_store(store, lambda *_: None).damages == []
+
+
+@pytest.mark.parametrize("passes", [0, 1, 2])
+def test_a_snapshot_that_was_interrupted_before_it_began_is_taken_all_the_same(tmp_path, monkeypatch, passes):
+    """A loop that catches the interrupt may go on, or end there; no segment gets longer than declared."""
+    loop, waits = Loop(), []
+    whole = Background.flush
+
+    def flush(self):
+        waits.append(self)
+        if len(waits) == 2:
+            raise KeyboardInterrupt
+        whole(self)
+
+    monkeypatch.setattr(Background, "flush", flush)
+    with loop.record(tmp_path):
+        with contextlib.suppress(KeyboardInterrupt):
+            loop.passes(2)
+        loop.passes(passes)
+    assert snapshots(tmp_path) == {0: [0, 2, 4], 1: [0, 2, 4, 6, 7], 2: [0, 2, 4, 6, 8, 10]}[passes]
+    with open_archive(tmp_path) as archive:
+        run = archive.run("r")
+        assert [len(run.steps(index).steps) for index in range(len(run.segments))][:2] == [2, 2]
 
 
 def test_a_recorder_is_used_inside_one_with_block(tmp_path):

@@ -25,11 +25,11 @@ def dtype_name(path: str, tensor: torch.Tensor) -> str:
     """Return the committed name of a tensor's dtype; raises `TrainingError` for one that has none."""
     if is_lazy(tensor) or tensor.is_meta:
         raise TrainingError(f"tensor {path} cannot be committed", expected="values", got="none yet")
-    if tensor.layout is not torch.strided or tensor.dtype not in NAMES:
+    if tensor.layout is not torch.strided or tensor.is_nested or tensor.dtype not in NAMES:
         raise TrainingError(
             f"tensor {path} cannot be committed",
             expected="a dense tensor of " + ", ".join(TORCH_DTYPE),
-            got=f"{tensor.layout}, {tensor.dtype}",
+            got=f"{'nested' if tensor.is_nested else tensor.layout}, {tensor.dtype}",
         )
     return NAMES[tensor.dtype]
 
@@ -55,7 +55,8 @@ def same_bits(live: torch.Tensor, tensor: Tensor) -> bool:
         return False
     if not tensor.data.size:
         return True
-    flat = live.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy()
+    plain = live.detach().to("cpu").resolve_conj().resolve_neg()  # what may only be promised of a conjugate
+    flat = plain.contiguous().reshape(-1).view(torch.uint8).numpy()
     ours, theirs = bits(flat.view(tensor.data.dtype)), bits(tensor.data)
     return all(
         np.array_equal(ours[start : start + BLOCK], theirs[start : start + BLOCK])
@@ -69,6 +70,6 @@ def to_torch(tensor: Tensor) -> torch.Tensor:
         raise TrainingError(f"tensor {tensor.name}: this torch has no such dtype", expected=NAMES, got=tensor.dtype)
     shape: Sequence[int] = tensor.shape
     if tensor.data.size == 0:  # an empty array has no stride that torch could view as wider elements
-        return torch.empty(shape, dtype=TORCH_DTYPE[tensor.dtype])
+        return torch.empty(shape, dtype=TORCH_DTYPE[tensor.dtype], device="cpu")
     flat = torch.from_numpy(tensor.data.view(np.uint8).copy())
     return flat.view(TORCH_DTYPE[tensor.dtype]).reshape(shape)

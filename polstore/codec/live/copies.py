@@ -39,7 +39,7 @@ def copy_exactly(rows: Sequence[Row], outgoing: Outgoing) -> tuple[list[Quantise
     torch._foreach_copy_(views, [row.live for row in rows])
     arrived = None
     if flat.is_cuda:
-        pinned = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
+        pinned = torch.empty(flat.shape, dtype=flat.dtype, device="cpu", pin_memory=True)
         arrived = outgoing.send(flat, pinned)
         flat = pinned
     # An empty tensor may have a stride that no view as bytes allows.

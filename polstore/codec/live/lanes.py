@@ -59,7 +59,8 @@ class Workspace(NamedTuple):
         size = BLOCK.get(device.type, BLOCK["cuda"])
         words, more = (torch.empty(size, dtype=torch.int32, device=device) for _ in range(2))
         places = torch.arange(size, dtype=torch.int64, device=device).mul_(PLACE).to(torch.int32)
-        return cls(torch.empty(size, device=device), words, more, places)
+        values = torch.empty(size, dtype=torch.float32, device=device)  # whatever torch's default dtype is
+        return cls(values, words, more, places)
 
 
 class Run(NamedTuple):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from polstore.codec.live.arrays import dtype_name, raw_bytes
 from polstore.codec.live.randomness import Generators, preserved, seed_cpu
 from polstore.codec.live.tree import flatten
+from polstore.errors import MalformedError, TrainingError
 from polstore.wire.merkle import leaf_hash
 from polstore.wire.randomness import Stream, sample_salt, stream_seed
 from polstore.wire.sample import sample_leaf
@@ -56,7 +57,11 @@ def dataset_hashes(dataset: Any, salt: bytes, progress: Callable[[int, int], Non
 
 def _seeded_hash(dataset: Any, index: int, salt: bytes) -> bytes:
     seed_cpu(stream_seed(b"", Stream.SAMPLE, index))
-    return leaf_hash(sample_leaf(salt, sample_content(dataset[index])))
+    sample = dataset[index]
+    try:
+        return leaf_hash(sample_leaf(salt, sample_content(sample)))
+    except (MalformedError, RecursionError) as error:
+        raise TrainingError(f"sample {index} cannot be committed: {error}") from error
 
 
 def load_samples(dataset: Any, indices: Sequence[int], seed: bytes) -> list[Any]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from polstore.codec.live.arrays import dtype_name, same_bits, to_host, to_torch
+from polstore.codec.live.outline import outline, require_same
 from polstore.codec.live.tree import flatten, unflatten
 from polstore.codec.snapshot import Snapshot
 from polstore.errors import MalformedError, TrainingError
@@ -23,6 +24,7 @@ from polstore.wire.state import MAX_SCALARS
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from polstore.codec.live.outline import Outline
     from polstore.wire.canonical import Value
     from polstore.wire.steps import Groups
 
@@ -45,6 +47,7 @@ class LiveState:
         self.optimizer = optimizer
         self.extras = dict(extras)
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self._outline: Outline | None = None  # of the first state that was looked at
 
     def capture(self, step: int) -> Snapshot:
         """Copy the whole state after ``step`` steps into a snapshot on the host; raises `TrainingError`."""
@@ -53,7 +56,11 @@ class LiveState:
         return Snapshot(tuple(tensors), scalars)
 
     def walk(self, step: int) -> tuple[dict[str, torch.Tensor], bytes]:
-        """Return every live tensor by name, and the canonical scalars; raises `TrainingError`."""
+        """Return every live tensor by name, and the canonical scalars.
+
+        Raises:
+            TrainingError: a state that cannot be committed, or another outline than that of the first one.
+        """
         live: dict[str, torch.Tensor] = {}
 
         def add(name: str, tensor: torch.Tensor) -> Value:
@@ -67,10 +74,24 @@ class LiveState:
             add(f"parameter/{name}", parameter)
         for name, buffer in self.model.named_buffers():
             add(f"buffer/{name}", buffer)
-        optimizer = flatten(self._optimizer_state(), "optimizer", add)
-        extras = flatten({name: extra.state_dict() for name, extra in self.extras.items()}, "extra", add)
+        for name, tensor in live.items():
+            _require_writable(name, tensor)
+        state = self._optimizer_state()
+        states = {name: extra.state_dict() for name, extra in self.extras.items()}
+        now = outline(live, state["#groups"], states)
+        if self._outline is None:
+            self._outline = now
+        require_same(self._outline, now)
+        try:
+            optimizer = flatten(state, "optimizer", add)
+            extras = flatten(states, "extra", add)
+            scalars = canonical.encode((TAG, step, optimizer, extras))
+        except (MalformedError, RecursionError) as error:
+            raise TrainingError(f"this state cannot be committed: {error}") from error
+        if len(scalars) > MAX_SCALARS:
+            raise TrainingError("scalars of the state", expected=f"at most {MAX_SCALARS} bytes", got=len(scalars))
         self._require_whole(live)
-        return live, canonical.encode((TAG, step, optimizer, extras))
+        return live, scalars
 
     def restore(self, snapshot: Snapshot) -> int:
         """Make the live objects equal to ``snapshot`` and return its step.
@@ -123,8 +144,12 @@ class LiveState:
         return tuple(names)
 
     def versions(self) -> int:
-        """Return a number that grows whenever a parameter or buffer is written in place."""
-        return sum(t._version for t in (*self.model.parameters(), *self.model.buffers()))  # no public way
+        """Return a number that grows whenever a parameter or buffer is written in place.
+
+        What was made in inference mode has no such number; the next snapshot refuses it.
+        """
+        tensors = (*self.model.parameters(), *self.model.buffers())
+        return sum(tensor._version for tensor in tensors if not tensor.is_inference())  # no public way
 
     def gradient_versions(self) -> tuple[tuple[int, int], ...]:
         """Return what is another value once gradients were computed."""
@@ -144,15 +169,22 @@ class LiveState:
 
         A parameter that an extra or a buffer shares would be written back under one name and committed under both.
         """
-        parameters = {name: tensor for name, tensor in live.items() if name.startswith("parameter/")}
-        places = {tensor.data_ptr(): name for name, tensor in parameters.items() if tensor.numel()}
-        others = {tensor.data_ptr(): name for name, tensor in live.items() if name not in parameters and tensor.numel()}
-        shared = places.keys() & others.keys()
-        if shared:
-            place = min(shared)
-            raise TrainingError(
-                f"{places[place]} and {others[place]} are the same memory", expected="a copy in one of them", got="one"
-            )
+        places: dict[int, str] = {}  # of parameters, which come first
+        others: set[int] = set()
+        for name, tensor in live.items():
+            if not tensor.numel():
+                continue
+            place = tensor.data_ptr()
+            if place in places:
+                raise TrainingError(
+                    f"{places[place]} and {name} are the same memory",
+                    expected="a copy in one of them, or one parameter in both places",
+                    got="one",
+                )
+            if name.startswith("parameter/"):
+                places[place] = name
+            else:
+                others.add(place)
         optimized = self._optimized()
         for tensor in optimized:
             if id(tensor) not in self._names and tensor.numel() and tensor.data_ptr() not in others:
@@ -235,21 +267,30 @@ class LiveState:
 
 
 def hyperparameters(optimizer: torch.optim.Optimizer) -> Groups:
-    """Return the hyperparameters in use: per group, sorted (name, value) pairs without the parameters."""
+    """Return the hyperparameters in use: per group, sorted (name, value) pairs without the parameters.
 
-    def number(_: str, tensor: torch.Tensor) -> Value:
-        value: Value = tensor.item()
-        return value
-
+    Raises:
+        TrainingError: one that is no number, text or the like.
+    """
     return tuple(
-        tuple((name, flatten(group[name], f"optimizer/{name}", number)) for name in sorted(group) if name != "params")
+        tuple((name, flatten(group[name], f"optimizer/{name}", _number)) for name in sorted(group) if name != "params")
         for group in optimizer.param_groups
     )
 
 
 def loss_value(loss: Any) -> float | None:
-    """Return a loss, a number or a tensor of one element, as it stands in a step record; None stays None."""
-    return None if loss is None else float(loss.detach() if isinstance(loss, torch.Tensor) else loss)
+    """Return a loss, a number or a tensor of one element, as it stands in a step record; None stays None.
+
+    Raises:
+        TrainingError: a tensor of several elements.
+    """
+    return None if loss is None else float(_number("loss", loss) if isinstance(loss, torch.Tensor) else loss)
+
+
+def _number(path: str, tensor: torch.Tensor) -> Any:
+    if tensor.numel() != 1:
+        raise TrainingError(path, expected="a tensor of one element", got=f"one of shape {tuple(tensor.shape)}")
+    return tensor.item()
 
 
 def parse_scalars(scalars: bytes) -> tuple[int, Value, Value]:
@@ -261,6 +302,8 @@ def parse_scalars(scalars: bytes) -> tuple[int, Value, Value]:
 
 def _to_device(key: object, value: Any, parameter: torch.Tensor, group: Mapping[str, Any]) -> Any:
     """Put restored optimizer state where torch keeps it: with its parameter, but step counters on the CPU."""
+    if isinstance(value, (list, tuple)):  # such as the directions that LBFGS remembers
+        return type(value)(_to_device(key, item, parameter, group) for item in value)
     if isinstance(value, torch.Tensor):
         if key == "step" and not (group.get("capturable") or group.get("fused")):
             return value
@@ -268,6 +311,20 @@ def _to_device(key: object, value: Any, parameter: torch.Tensor, group: Mapping[
             return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
         return value.to(parameter.device)
     return value
+
+
+def _require_writable(name: str, tensor: torch.Tensor) -> None:
+    """Require a tensor of the model that restoring can put values into."""
+    if tensor.is_inference():
+        raise TrainingError(
+            f"tensor {name} cannot be restored", expected="one made under no_grad", got="inference mode"
+        )
+    if not tensor.is_contiguous() and any(
+        stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    ):
+        raise TrainingError(
+            f"tensor {name} cannot be restored", expected="memory for every element, as clone() gives", got="expanded"
+        )
 
 
 def _require_shapes(name: str, state: Mapping[object, Any], parameter: torch.Tensor) -> None:
