@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Background"]
 
 PAUSE = 1e-4  # seconds; what another thread needs to wake up and take the interpreter's lock
+SLICE = 5e-4  # seconds of work between two pauses; waking up again takes processor time, so not after each small tensor
 
 T = TypeVar("T")
 
@@ -67,15 +68,17 @@ class Background:
         return self._error
 
     def unhurried(self, items: Iterable[T]) -> Iterator[T]:
-        """Yield items to a job that works on one after the other, and pause between them while nobody waits for it.
+        """Yield items to a job that works on one after the other, and pause now and then while nobody waits for it.
 
         A thread that trains lets go of the interpreter's lock at every operation, and gets it back from a busy one when
         that lets go of it, too, or after 5 ms. Small tensors are encoded without ever letting go for long enough.
         """
+        worked = time.perf_counter()
         for item in items:
             yield item
-            if not (self._awaited or self._closing):
+            if time.perf_counter() - worked > SLICE and not (self._awaited or self._closing):
                 time.sleep(PAUSE)
+                worked = time.perf_counter()
 
     def _wait_for(self, done: Callable[[], bool]) -> None:
         if self._thread is not None and not self._thread.is_alive():

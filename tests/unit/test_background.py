@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -70,7 +71,8 @@ def test_a_job_pauses_between_items_while_nobody_waits_for_it(monkeypatch):
         first.set()
         assert awaited.wait(10)
 
-    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=pause))  # and nobody else's
+    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=pause, perf_counter=time.perf_counter))  # of it alone
+    monkeypatch.setattr(module, "SLICE", -1.0)  # whatever was done since the last pause is more
     done = []
 
     def job():
@@ -90,6 +92,16 @@ def test_a_job_pauses_between_items_while_nobody_waits_for_it(monkeypatch):
     assert background.close() is None
     assert list(background.unhurried("ab")) == ["a", "b"]
     assert len(pauses) == 1
+
+
+def test_a_job_that_has_hardly_worked_does_not_pause(monkeypatch):
+    """Waking up takes longer than encoding one small tensor."""
+    monkeypatch.setattr(module, "SLICE", 1e9)
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=time.perf_counter))  # which cannot sleep
+    assert list(Background("test").unhurried("ab")) == ["a", "b"]
+    monkeypatch.setattr(module, "SLICE", -1.0)
+    with pytest.raises(AttributeError, match="sleep"):
+        list(Background("test").unhurried("ab"))
 
 
 def test_a_thread_that_was_kept_from_starting_is_not_waited_for(monkeypatch):
