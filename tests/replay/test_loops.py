@@ -255,44 +255,11 @@ def step(training, batches):
 
 
 def test_a_recipe_may_change_the_state_before_it_takes_a_batch(tmp_path):
-    recipe = tmp_path / "recipe.py"
-    recipe.write_text(UNFREEZING)
-    bench = Bench(tmp_path)
-    bench.recipe = recipe
+    bench = Bench(tmp_path, "unfreezing.py")
     whole = bench.record(every=2, steps=7)
     bench.require_accepted()
     bench.record("again", every=2, steps=7, stop=3)
     assert bench.record("again", every=2, steps=7, resume=True) == whole
-
-
-UNFREEZING = """
-import torch, polstore
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
-
-class Clock:
-    def __init__(self):
-        self.steps = 0
-    def state_dict(self):
-        return {"steps": self.steps}
-    def load_state_dict(self, state):
-        self.steps = state["steps"]
-
-def build(device):
-    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
-    loader = DataLoader(TensorDataset(torch.arange(30.0).view(10, 3) / 30), batch_size=4, shuffle=True)
-    return polstore.Training(model, torch.optim.Adam(model.parameters(), 0.01), loader, {"clock": Clock()})
-
-def step(training, batches):
-    clock = training.extras["clock"]
-    clock.steps += 1
-    training.model[0].requires_grad_(clock.steps > 3)  # frozen at first
-    loss = training.model(next(batches)[0]).square().mean()
-    training.optimizer.zero_grad()
-    loss.backward()
-    training.optimizer.step()
-    return loss
-"""
 
 
 def test_a_run_without_a_recipe_warns(bench):
