@@ -17,7 +17,7 @@ test: .venv/installed .venv/witness
 	$(BIN)/python tools/check_vectors.py
 	$(BIN)/python -m pytest -n auto $(PYTEST_ARGS)
 
-.venv/installed: pyproject.toml constraints.txt
+.venv/installed: pyproject.toml constraints.txt setup.py polstore/codec/_native.c
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[demo,test]'
 	touch $@

@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from polstore.codec import planes
+from polstore.codec import native, planes
 from polstore.codec.snapshot import BLOCK, bits
-from polstore.codec.stored import FLOATS, Encoding
+from polstore.codec.stored import FLOATS, TWO_BYTES, Encoding
 from polstore.codec.values import SHORT_DIFFERENCE_BITS, UPPER_BITS, add_halves, add_steps, from_upper
 
 if TYPE_CHECKING:
     from polstore.codec.snapshot import Array
 
 __all__ = ["read_values", "write_items"]
+
+_AS_IT_IS = frozenset({Encoding.EXACT, Encoding.SCALED_DELTA})  # the source's bits are the items
+_COMPILED = TWO_BYTES - _AS_IT_IS
 
 
 def write_items(encoding: Encoding, dtype: str, source: Array, partner: Array | None, out: Array) -> bool:
@@ -39,9 +42,9 @@ def write_items(encoding: Encoding, dtype: str, source: Array, partner: Array | 
     good = True
     for start in range(0, source.size, BLOCK):
         block = slice(start, start + BLOCK)
-        differs = encoding in (Encoding.DIFFERENCE, Encoding.SHORT_DIFFERENCE)
-        under = _predicted(encoding, dtype, partner[block]) if differs and partner is not None else None
-        good &= _write(encoding, dtype, source[block], under, out[block])
+        under = None if partner is None else partner[block]
+        write = _write_compiled if _has_loops(encoding, dtype) else _write
+        good &= write(encoding, dtype, source[block], under, out[block])
     return good
 
 
@@ -58,29 +61,79 @@ def read_values(encoding: Encoding, dtype: str, exponent: int, items: Array, par
     """
     for start in range(0, items.size, BLOCK):
         block = slice(start, start + BLOCK)
-        if encoding is Encoding.BFLOAT16:
-            from_upper(_rotated(items[block], 15), out[block])
-        elif partner is None or encoding is Encoding.EXACT:
-            bits(out[block])[:] = items[block]
-        elif encoding is Encoding.SCALED_DELTA:
-            add_halves(partner[block], items[block], exponent, out[block])
-        elif encoding is Encoding.STEPPED_DELTA:
-            add_steps(partner[block], planes.unzigzag(items[block]), exponent, out[block])
-        else:
-            predicted = _predicted(encoding, dtype, partner[block])
-            bits(out[block])[:] = _pattern(encoding, dtype, items[block], predicted)
+        under = None if partner is None else partner[block]
+        read = _read_compiled if _has_loops(encoding, dtype) else _read
+        read(encoding, dtype, exponent, items[block], under, out[block])
 
 
-def _write(encoding: Encoding, dtype: str, source: Array, predicted: Array | None, out: Array) -> bool:
+def _has_loops(encoding: Encoding, dtype: str) -> bool:
+    """Say whether compiled loops do the work."""
+    if native.compiled is None:
+        return False
+    return encoding in _COMPILED or (encoding is Encoding.DIFFERENCE and dtype == "float32")
+
+
+def _write_compiled(encoding: Encoding, dtype: str, source: Array, partner: Array | None, out: Array) -> bool:  # noqa: ARG001
+    if encoding is Encoding.STEPPED_DELTA:
+        native.compiled.zigzag_steps(source, out)
+        return True
+    if encoding is Encoding.BFLOAT16 or partner is None:
+        native.compiled.rotate_left(source, out)
+        return True
+    back = np.empty(source.size, "<u4")
+    if encoding is Encoding.SHORT_DIFFERENCE:
+        native.compiled.short_difference(source, partner, out)
+        native.compiled.from_short_difference(out, partner, back)
+        return np.array_equal(back, source.astype("<u4") << UPPER_BITS)
+    native.compiled.difference(source, partner, out)
+    native.compiled.from_difference(out, partner, back)
+    return np.array_equal(back, bits(source))
+
+
+def _read_compiled(
+    encoding: Encoding,
+    dtype: str,  # noqa: ARG001 - as _read has it
+    exponent: int,
+    items: Array,
+    partner: Array | None,
+    out: Array,
+) -> None:
+    if encoding is Encoding.BFLOAT16 or partner is None:
+        native.compiled.from_rotated(items, out)
+    elif encoding is Encoding.STEPPED_DELTA:
+        steps = np.empty(items.size, "<i2")
+        native.compiled.unzigzag_steps(items, steps)
+        add_steps(partner, steps, exponent, out)
+    elif encoding is Encoding.SHORT_DIFFERENCE:
+        native.compiled.from_short_difference(items, partner, out)
+    else:
+        native.compiled.from_difference(items, partner, out)
+
+
+def _read(encoding: Encoding, dtype: str, exponent: int, items: Array, partner: Array | None, out: Array) -> None:
+    if encoding is Encoding.BFLOAT16:
+        from_upper(_rotated(items, 15), out)
+    elif partner is None or encoding is Encoding.EXACT:
+        bits(out)[:] = items
+    elif encoding is Encoding.SCALED_DELTA:
+        add_halves(partner, items, exponent, out)
+    elif encoding is Encoding.STEPPED_DELTA:
+        add_steps(partner, planes.unzigzag(items), exponent, out)
+    else:
+        bits(out)[:] = _pattern(encoding, dtype, items, _predicted(encoding, dtype, partner))
+
+
+def _write(encoding: Encoding, dtype: str, source: Array, partner: Array | None, out: Array) -> bool:
     if encoding is Encoding.STEPPED_DELTA:
         out[:] = planes.zigzag(source)
         return True
     if encoding is Encoding.BFLOAT16:
         out[:] = _rotated(source, 1)
         return True
-    if predicted is None:
+    if partner is None or encoding in _AS_IT_IS:
         out[:] = bits(source)
         return True
+    predicted = _predicted(encoding, dtype, partner)
     integers = _integers(bits(source), dtype)
     if encoding is Encoding.SHORT_DIFFERENCE:
         left = SHORT_DIFFERENCE_BITS - UPPER_BITS

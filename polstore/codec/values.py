@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from polstore.codec import native
 from polstore.codec.halves import from_halves
 from polstore.codec.snapshot import BLOCK, Array, bits
 
@@ -41,17 +42,30 @@ SHORT_DIFFERENCE_BITS = 18  # and this 5
 
 def add_halves(base: Array, halves: Array, exponent: int, out: Array | None = None) -> Array:
     """Return ``base + half · 2^exponent`` in float32, each operation rounded once (1-D ``<f4``)."""
-    return _add(base, halves, exponent, out, from_halves)
+    out = np.empty(base.size, "<f4") if out is None else out
+    if native.compiled is not None:
+        native.compiled.add_halves(base, halves, out, 2.0**exponent)
+    else:
+        _add(base, halves, exponent, out, from_halves)
+    return out
 
 
 def add_steps(base: Array, steps: Array, exponent: int, out: Array | None = None) -> Array:
     """Return ``base + step · 2^exponent`` in float32, each operation rounded once (steps 1-D ``<i2``)."""
-    return _add(base, steps, exponent, out, _from_steps)
+    out = np.empty(base.size, "<f4") if out is None else out
+    if native.compiled is not None:
+        native.compiled.add_steps(base, steps, out, 2.0**exponent)
+    else:
+        _add(base, steps, exponent, out, _from_steps)
+    return out
 
 
 def from_upper(upper: Array, out: Array | None = None) -> Array:
     """Return the float32 (1-D ``<f4``) whose upper halves are ``upper`` (1-D ``<u2``, bfloat16), the rest being 0."""
     out = np.empty(upper.size, "<f4") if out is None else out
+    if native.compiled is not None:
+        native.compiled.from_upper(upper, out)
+        return out
     word = bits(out)
     for start in range(0, upper.size, BLOCK):
         np.left_shift(upper[start : start + BLOCK], UPPER_BITS, out=word[start : start + BLOCK], dtype="<u4")
@@ -62,10 +76,7 @@ def _from_steps(steps: Array, out: Array) -> None:
     out[:] = steps
 
 
-def _add(
-    base: Array, items: Array, exponent: int, out: Array | None, floats: Callable[[Array, Array], object]
-) -> Array:
-    out = np.empty(base.size, "<f4") if out is None else out
+def _add(base: Array, items: Array, exponent: int, out: Array, floats: Callable[[Array, Array], object]) -> None:
     scale = np.float32(2.0**exponent)
     with np.errstate(all="ignore"):  # a hostile record may overflow; its digest will not match
         for start in range(0, base.size, BLOCK):
@@ -74,4 +85,3 @@ def _add(
             floats(items[block], part)
             part *= scale
             np.add(base[block], part, out=part)
-    return out

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from polstore.codec import native
 from polstore.codec.live.arrays import dtype_name, to_host, to_torch
 from polstore.codec.live.copies import copy_exactly
+from polstore.codec.live.host_lanes import HostLane
 from polstore.codec.live.lanes import Lane, Row, Workspace
 from polstore.codec.live.outgoing import Outgoing
 from polstore.codec.live.rules import LARGEST, rule_for
@@ -36,6 +38,7 @@ from polstore.wire.state import header, state_digest
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from polstore.codec.live.lanes import Rule
     from polstore.codec.snapshot import Tensor
 
 __all__ = ["Capture", "Captured"]
@@ -89,7 +92,7 @@ class Capture:
         self._known: tuple[object, ...] = ()  # what the lanes were made for
         self._workspaces: dict[torch.device, Workspace] = {}
         self._outgoing = Outgoing()
-        self._lanes: list[Lane] = []
+        self._lanes: list[Lane | HostLane] = []
         self._exact: list[list[Row]] = []
         self._rest: list[tuple[Row, Role]] = []
 
@@ -148,7 +151,7 @@ class Capture:
                 self._rest.append((row, role))
         self._exact = list(exact.values())
         self._lanes = [
-            Lane(role, rule, own, self._workspace(device))
+            self._lane(role, rule, own, device)
             for (role, device), own in lanes.items()
             if (rule := rule_for(self._fidelity, role)) is not None
         ]
@@ -165,10 +168,11 @@ class Capture:
         parts: dict[str, Quantised] = {}
         arrived = []
         rest = list(self._rest)
-        extremes = [lane.extremes() for lane in self._lanes]  # all begun before the first is fetched
-        for whole, found in zip(self._lanes, extremes, strict=True):
+        for lane in self._lanes:  # all begun before the first is asked
+            lane.begin()
+        for whole in self._lanes:
             ordinary, peaks = [], []
-            for row, peak in zip(whole.rows, whole.peaks(found), strict=True):
+            for row, peak in zip(whole.rows, whole.peaks(), strict=True):
                 if not peak <= LARGEST:  # NaN included
                     rest.append((row, whole.role))
                 elif whole.role is Role.WEIGHT and peak == 0:
@@ -180,8 +184,8 @@ class Capture:
                     peaks.append(peak)
             if ordinary:
                 lane = whole.only(ordinary)
-                exponents = lane.rule.exponents(lane, peaks)
-                items = self._items(lane, lane.workspace.values.device)
+                exponents = lane.exponents(peaks)
+                items = self._items(lane, lane.device)
                 lane.quantise(exponents, salt, items, write_back=self._writes_back)
                 if items.is_cuda:
                     pinned = self._items(lane, PINNED)
@@ -190,18 +194,24 @@ class Capture:
                 parts.update((part.name, part) for part in lane.parts(exponents, items))
         return parts, arrived, rest
 
+    def _lane(self, role: Role, rule: Rule, rows: list[Row], device: torch.device) -> Lane | HostLane:
+        """Return a lane of these tensors, worked on where they are."""
+        if device.type == "cpu" and native.compiled is not None:
+            return HostLane(role, rule, rows, self._fidelity)
+        return Lane(role, rule, rows, self._workspace(device))
+
     def _workspace(self, device: torch.device) -> Workspace:
         if device not in self._workspaces:
             self._workspaces[device] = Workspace.on(device)
         return self._workspaces[device]
 
-    def _items(self, lane: Lane, device: torch.device | None) -> torch.Tensor:
+    def _items(self, lane: Lane | HostLane, device: torch.device | None) -> torch.Tensor:
         """Return memory for a lane's items, the same each time: touching new memory costs more than filling it.
 
         On no device, it is host memory that a CUDA device can write to by itself.
         """
         turn = self._turn if lane.role is Role.WEIGHT else 0
-        key = (lane.role, turn, lane.workspace.values.device, device)
+        key = (lane.role, turn, lane.device, device)
         memory = self._memory.get(key)
         if memory is None or memory.numel() < lane.count:
             size, dtype = lane.count, lane.rule.dtype
@@ -220,7 +230,14 @@ class Capture:
             values = torch.from_numpy(data).to(row.live.device)
             self._bases[row.name] = partner, values
         row.base = values
-        return bool(values.abs().max() <= LARGEST)
+        return _peak(values) <= LARGEST
+
+
+def _peak(values: torch.Tensor) -> float:
+    """Return the largest magnitude of float32; NaN if there is one."""
+    if values.device.type == "cpu" and native.compiled is not None:
+        return native.compiled.peak(values.numpy())
+    return float(values.abs().max())
 
 
 def _require_header(name: str, dtype: str, shape: tuple[int, ...]) -> None:

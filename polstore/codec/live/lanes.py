@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from polstore.codec.snapshot import Array, Tensor
 
-__all__ = ["BLOCK", "Block", "Lane", "Row", "Rule", "Workspace"]
+__all__ = ["BLOCK", "Block", "Lane", "Row", "Rule", "Workspace", "parts_of"]
 
 # Elements in flight: 1 MiB of float32 stays in the cache of a core; a GPU has none of that size and wants few calls.
 BLOCK = {"cpu": 1 << 18, "cuda": 1 << 26}
@@ -139,6 +139,18 @@ class Rule(Protocol):
         """Return items on the host as `Quantised` wants them."""
 
 
+def parts_of(rule: Rule, rows: Sequence[Row], exponents: Sequence[int], items: torch.Tensor) -> Iterator[Quantised]:
+    """Yield how each tensor's committed values come about, given the items of all, one after the other, on the host."""
+    flat = rule.array(items)
+    alone = rule.scheme is Scheme.BFLOAT16
+    start = 0
+    for row, exponent in zip(rows, exponents, strict=True):
+        own = flat[start : start + row.live.numel()]
+        start += own.size
+        partner = None if alone else row.partner
+        yield Quantised(row.name, row.dtype, row.shape, partner, rule.scheme, exponent, own)
+
+
 class Lane:
     """Tensors of one role on one device. A tensor that is not contiguous is copied, and put back at the end."""
 
@@ -147,18 +159,20 @@ class Lane:
         self.rule = rule
         self.rows = rows
         self.workspace = workspace
+        self.device = workspace.values.device
         self.count = sum(row.live.numel() for row in rows)
         self._flat = [row.live.contiguous().view(-1) for row in rows]
         pairs = zip(rows, self._flat, strict=True)
         self._strided = [(row, flat) for row, flat in pairs if not row.live.is_contiguous()]
         self.blocks = list(self._cut())
+        self._extremes: torch.Tensor | None = None  # of each run, one after the other
 
     def only(self, rows: list[Row]) -> Lane:
         """Return a lane of some of these tensors."""
         return self if rows == self.rows else Lane(self.role, self.rule, rows, self.workspace)
 
-    def extremes(self) -> torch.Tensor | None:
-        """Return the smallest and the largest of every run, one after the other; None if there are none."""
+    def begin(self) -> None:
+        """Begin to find the smallest and the largest of every run, for `peaks`; a GPU need not be waited for."""
         for row, flat in self._strided:
             flat.view(row.shape).copy_(row.live)
         found: list[torch.Tensor] = []
@@ -167,12 +181,12 @@ class Lane:
                 block.load()
             for run in block.runs:
                 found += self.rule.extremes(run)
-        return torch.stack(found) if found else None
+        self._extremes = torch.stack(found) if found else None
 
-    def peaks(self, extremes: torch.Tensor | None) -> list[float]:
-        """Return each tensor's largest magnitude by its rule; NaN if it has one."""
+    def peaks(self) -> list[float]:
+        """Return each tensor's largest magnitude by its rule, as `begin` found it; NaN if it has one."""
         peaks = [0.0] * len(self.rows)
-        flat = [] if extremes is None else extremes.tolist()
+        flat = [] if self._extremes is None else self._extremes.tolist()
         runs = (run for block in self.blocks for run in block.runs)
         for run, low, high in zip(runs, flat[::2], flat[1::2], strict=True):
             peak, known = self.rule.peak(low, high), peaks[run.number]
@@ -195,14 +209,11 @@ class Lane:
 
     def parts(self, exponents: Sequence[int], items: torch.Tensor) -> Iterator[Quantised]:
         """Yield how each tensor's committed values come about, given its items on the host."""
-        flat = self.rule.array(items)
-        alone = self.rule.scheme is Scheme.BFLOAT16
-        start = 0
-        for row, exponent in zip(self.rows, exponents, strict=True):
-            own = flat[start : start + row.live.numel()]
-            start += own.size
-            partner = None if alone else row.partner
-            yield Quantised(row.name, row.dtype, row.shape, partner, self.rule.scheme, exponent, own)
+        return parts_of(self.rule, self.rows, exponents, items)
+
+    def exponents(self, peaks: Sequence[float]) -> list[int]:
+        """Return the exponent of each tensor's scale."""
+        return self.rule.exponents(self, peaks)
 
     def _cut(self) -> Iterator[Block]:
         whole = self.workspace.values.numel()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from polstore.codec.live.lanes import Block, Lane, Rule, Run
     from polstore.codec.snapshot import Array
 
-__all__ = ["LARGEST", "rule_for"]
+__all__ = ["LARGEST", "SMALLEST", "rule_for"]
 
 LARGEST = 2.0**126  # of a base and of what is added to it: no rounding on the way can reach infinity
 LARGEST_BITS = 0x7E800000  # of 2^126
