@@ -6,6 +6,7 @@ Knows the codec and the store, no torch: it takes captured snapshots and returns
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -205,7 +206,7 @@ class RunWriter:
             transaction.put_snapshot(name, plan.end_step, stored.state_digest)
             transaction.append_leaf(name, _encoded(record))
 
-        self._put(parts, scalars, plan.base_digest, rest)
+        self._put(parts, scalars, plan.base_digest, rest, beside=_may_pack_beside(environment.threads))
         self.row = row
 
     def _put(
@@ -214,6 +215,8 @@ class RunWriter:
         scalars: bytes,
         base: bytes | None,
         rest: Callable[[Writer, StoredSnapshot, Kept], None],
+        *,
+        beside: bool = False,
     ) -> None:
         """Store a snapshot and what ``rest`` adds in one transaction, and remember what the next one needs of it."""
         serves = base is None or base_is_previous(self.manifest.fidelity)
@@ -225,7 +228,7 @@ class RunWriter:
                     transaction.put_blob(frame, digest)
 
             kept = Kept(self._previous, serves=serves)
-            stored = frames.encode_parts(parts(), scalars, base, put, kept.add)
+            stored = frames.encode_parts(parts(), scalars, base, put, kept.add, beside=beside)
             if not known:
                 if transaction.has_snapshot(stored.state_digest):
                     raise _KnownError
@@ -259,6 +262,16 @@ class RunWriter:
 
 class _KnownError(Exception):
     """The store has the snapshot that is being written."""
+
+
+def _may_pack_beside(threads: int) -> bool:
+    """Say whether two threads should encode, beside a training in so many threads.
+
+    One that trains on all processors waits for the slowest of its threads, so it is best over soon; but one processor
+    that it leaves alone is enough.
+    """
+    processors = os.cpu_count() or 1
+    return processors > 1 and processors - threads != 1
 
 
 def _encoded(record: Manifest | SegmentRecord | Steps) -> bytes:

@@ -9,15 +9,15 @@ the writer's part. Does no I/O: frames are handed out as bytes.
 
 from __future__ import annotations
 
-import hashlib
+from collections import deque
 from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from polstore.codec.estimate import smaller_as_difference
-from polstore.codec.framing import Packer
 from polstore.codec.items import write_items
+from polstore.codec.packing import Packing
 from polstore.codec.quantise import quantise_tensors
 from polstore.codec.quantised import Quantised, Scheme
 from polstore.codec.snapshot import BLOCK, Array, Snapshot, bits
@@ -104,6 +104,8 @@ def encode_parts(
     base: bytes | None,
     put: Callable[[bytes, bytes], object],
     note: Callable[[Quantised], object],
+    *,
+    beside: bool = False,
 ) -> StoredSnapshot:
     """Encode tensors that were quantised before.
 
@@ -115,6 +117,7 @@ def encode_parts(
         put: takes the SHA-256 of each frame and the frame, as soon as there is one.
         note: told each part before it is encoded, for whoever needs its committed tensor, or all of its values once:
             who takes them block by block spares hashing a pass of its own.
+        beside: whether another thread packs what this one encodes; ``put`` and ``note`` are called in this one.
 
     Returns:
         The record.
@@ -123,14 +126,15 @@ def encode_parts(
         MalformedError: tensors out of order, or scalars or tensors beyond the record's caps.
         DamagedError: undoing a step did not give back what was encoded, so memory or the zstd library is at fault.
     """
-    writer = _Writer(put)
     rows: list[StoredTensor] = []
-    for part in parts:
-        note(part)
-        rows.append(writer.add(part))
-        part.forget()  # which others may hold
-        del part  # before the next one is made
-    groups = writer.finish()
+    with Packing(beside=beside) as packing:
+        writer = _Writer(put, packing)
+        for part in parts:
+            note(part)
+            rows.append(writer.add(part))
+            part.forget()  # which others may hold
+            del part  # before the next one is made
+        groups = writer.finish()
     return StoredSnapshot(state_digest([row.entry for row in rows], scalars), base, scalars, tuple(rows), groups)
 
 
@@ -164,10 +168,11 @@ class _Stream:
 class _Writer:
     """Takes parts one by one and makes the groups and frames of all streams."""
 
-    def __init__(self, put: Callable[[bytes, bytes], object]) -> None:
+    def __init__(self, put: Callable[[bytes, bytes], object], packing: Packing) -> None:
         self._put = put
+        self._packing = packing
         self._streams: dict[tuple[Encoding, int], _Stream] = {}
-        self._packer = Packer()
+        self._begun: deque[tuple[tuple[Encoding, int], _Stream, Array]] = deque()  # groups that are being packed
 
     def add(self, part: Quantised) -> StoredTensor:
         """Encode a tensor and return its row."""
@@ -184,11 +189,12 @@ class _Writer:
 
     def finish(self) -> tuple[StoredGroup, ...]:
         """Return the groups of all streams, in the record's order."""
-        groups: list[StoredGroup] = []
-        for key, stream in sorted(self._streams.items(), key=lambda item: item[0]):
+        streams = sorted(self._streams.items(), key=lambda item: item[0])
+        for key, stream in streams:
             self._flush(key, stream)
-            groups += stream.groups
-        return tuple(groups)
+        while self._begun:
+            self._take()
+        return tuple(group for _, stream in streams for group in stream.groups)
 
     def _rooms(self, row: StoredTensor, stream: _Stream) -> Iterator[tuple[slice, Array]]:
         """Yield ranges of a tensor's elements with the room for their items, which is filled when asked for more."""
@@ -205,13 +211,23 @@ class _Writer:
         if not stream.filled:
             return
         items = stream.buffer[: stream.filled]
-        found = []
-        for frame in self._packer.pack(items):
-            digest = hashlib.sha256(frame).digest()
-            self._put(digest, frame)
-            found.append(StoredFrame(digest, len(frame)))
-        stream.groups.append(StoredGroup(*key, items.size, tuple(found)))
+        self._packing.begin(items)
+        self._begun.append((key, stream, items))
+        if self._packing.due():
+            self._take()
+        if self._begun:  # which may be this one
+            stream.buffer = np.empty_like(stream.buffer)
         stream.filled = 0
+
+    def _take(self) -> None:
+        """Hand out the frames of the first group that is being packed."""
+        key, stream, items = self._begun.popleft()
+        frames = self._packing.take()
+        for digest, frame in frames:
+            self._put(digest, frame)
+        stream.groups.append(
+            StoredGroup(*key, items.size, tuple(StoredFrame(digest, len(frame)) for digest, frame in frames))
+        )
 
 
 def _write(row: StoredTensor, part: Quantised, elements: slice, source: Array, out: Array) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import threading
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -305,6 +306,52 @@ def test_parts_are_taken_one_by_one_and_let_go_of() -> None:
     assert alive
     assert (record, blobs) == encode(training(1), training(0), WRITEBACK)[:2]
     assert committed.digest() == record.state_digest
+
+
+def many_groups() -> Snapshot:
+    """Streams of one and two bytes an item, each of several full groups and a rest."""
+    generator = np.random.default_rng(1)
+    moments = generator.standard_normal(3 << 19).astype("<f4")
+    flags = generator.integers(0, 2, (5 << 19) + 7).astype("|u1")
+    return snapshot(floats("optimizer/w/exp_avg", moments), Tensor("buffer/mask", "bool", flags.shape, flags))
+
+
+def test_packing_in_another_thread_gives_the_same_frames_in_the_same_order() -> None:
+    runs = []
+    for beside in (False, True, True):
+        put: list[tuple[bytes, bytes]] = []
+        threads: set[int] = set()
+
+        def note(digest, frame, put=put, threads=threads):
+            put.append((digest, frame))
+            threads.add(threading.get_ident())
+
+        parts = quantise_tensors(many_groups(), None, WRITEBACK)
+        record = frames.encode_parts(parts, SCALARS, None, note, lambda part: None, beside=beside)
+        assert threads == {threading.get_ident()}  # a transaction belongs to one thread
+        runs.append((record, put))
+    assert len(runs[0][0].groups) == 6
+    assert runs[0] == runs[1] == runs[2]
+    assert frames.decode(runs[1][0], None, dict(runs[1][1]).__getitem__).digest() == runs[1][0].state_digest
+
+
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("fails", ["packing", "putting", "parts"])
+def test_an_error_ends_the_packing_thread(beside, fails, monkeypatch) -> None:
+    def broken(*_):
+        raise DamagedError("broken here")
+
+    def parts():
+        yield from quantise_tensors(many_groups(), None, WRITEBACK)
+        if fails == "parts":
+            broken()
+
+    if fails == "packing":
+        monkeypatch.setattr(framing.Packer, "pack", broken)
+    put = broken if fails == "putting" else lambda digest, frame: None
+    with pytest.raises(DamagedError, match="broken here"):
+        frames.encode_parts(parts(), SCALARS, None, put, lambda part: None, beside=beside)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("polstore-pack")]
 
 
 def test_parts_that_contradict_their_scheme_are_refused() -> None:

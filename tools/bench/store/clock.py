@@ -32,7 +32,8 @@ class Cost:
 
     Attributes:
         blocked: seconds until the call returned.
-        cpu: seconds of CPU time of the whole process, background threads included, until nothing ran any more.
+        cpu: seconds of CPU time of the whole process, background threads included, until nothing ran any more; less
+            what looking whether anything runs took itself.
     """
 
     blocked: float
@@ -57,8 +58,10 @@ def measured(work: Callable[[], T]) -> tuple[Cost, T]:
     blocked = time.perf_counter() - began
     if isinstance(result, Future):
         result.result()
+    own = time.thread_time()
     settle()
-    return Cost(blocked, time.process_time() - cpu), result
+    own = time.thread_time() - own
+    return Cost(blocked, time.process_time() - cpu - own), result
 
 
 def settle() -> float:
