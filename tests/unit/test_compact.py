@@ -17,6 +17,8 @@ from polstore.codec.quantise import FIDELITIES, base_is_previous, quantise, quan
 from polstore.codec.quantised import Scheme
 from polstore.codec.snapshot import CARRIER, Snapshot, Tensor
 
+pytestmark = pytest.mark.usefixtures("loops")
+
 COMPACT = "compact-writeback"
 SCALARS = b"\x90"
 WEIGHT, FIRST, SECOND = "parameter/w", "optimizer/w/exp_avg", "optimizer/w/exp_avg_sq"
