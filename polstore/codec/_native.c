@@ -50,8 +50,7 @@ typedef uint32_t UNALIGNED u4;
 
 #define PLACE 0x9E3779B1u      /* polstore.codec.proportion.PLACE */
 #define MAGNITUDE 0x7FFFFFFFu  /* the bits of a float32 without its sign */
-#define INFINITE 0x7F800000u   /* the bits of infinity; greater ones are NaN */
-#define QUIET 0x00400000u      /* what an operation sets in a NaN that it passes on */
+#define NOT_A_NUMBER 0x7FC00000u
 #define MUCH 16384             /* elements that are worth letting go of the interpreter's lock */
 #define LANES 8                /* sums that are taken side by side */
 
@@ -88,11 +87,11 @@ ALWAYS_INLINE float float_of_half(uint32_t half)
     return float_of((magnitude < (1u << 23) ? small : normal) | ((half & 0x8000u) << 16));
 }
 
-/* base + other; of two NaN the base's is the result, which is numpy's order and not always the compiler's. */
-ALWAYS_INLINE float sum_of(float base, float other)
+/* A sum, or the one NaN: which of two a processor passes on, and with what sign it makes one, is nowhere laid down. */
+ALWAYS_INLINE float sum_of(float one, float other)
 {
-    uint32_t word = word_of(base);
-    return (word & MAGNITUDE) > INFINITE ? float_of(word | QUIET) : base + other;
+    float sum = one + other;
+    return sum == sum ? sum : float_of(NOT_A_NUMBER);
 }
 
 /* Integers in the order of the numbers, and small codes for small differences: polstore.codec.planes */
@@ -186,7 +185,7 @@ LOOP void do_add_halves(const f4 *restrict base, const u2 *restrict halves, floa
 LOOP void do_add_steps(const f4 *restrict base, const i2 *restrict steps, float scale, Py_ssize_t n, f4 *restrict out)
 {
     for (Py_ssize_t i = 0; i < n; i++)
-        out[i] = base[i] + (float)steps[i] * scale;
+        out[i] = sum_of(base[i], (float)steps[i] * scale);
 }
 
 LOOP void do_zigzag(const u2 *restrict steps, Py_ssize_t n, u2 *restrict items)
