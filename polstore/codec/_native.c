@@ -313,14 +313,20 @@ LOOP void do_to_halves(f4 *restrict live, const f4 *restrict base, float inverse
     }
 }
 
+/* What an integer cannot hold, NaN too, has to become something: the callers' bounds do not let it come to that. */
+ALWAYS_INLINE int32_t at_most(float value, float limit)
+{
+    return (int32_t)(value < limit ? value : limit);
+}
+
 LOOP void do_fine_sums(const f4 *restrict live, const f4 *restrict base, float scale, Py_ssize_t n, uint64_t *squares,
                        uint64_t *count)
 {
     uint64_t sum = 0, some = 0;
     for (Py_ssize_t i = 0; i < n; i++) {
         float delta = live[i] - base[i];
-        int32_t fine = (int32_t)(float_of(word_of(delta) & MAGNITUDE) * scale); /* towards zero */
-        sum += (uint32_t)fine * (uint32_t)fine;                                 /* of at most 2^12 */
+        int32_t fine = at_most(float_of(word_of(delta) & MAGNITUDE) * scale, 4096.0f); /* towards zero */
+        sum += (uint32_t)(fine * fine);
         some += delta != 0;
     }
     *squares = sum;
@@ -330,8 +336,8 @@ LOOP void do_fine_sums(const f4 *restrict live, const f4 *restrict base, float s
 ALWAYS_INLINE int32_t step_of(float delta, float inverse, uint32_t threshold)
 {
     float between = (float)(int32_t)(threshold >> 8) * 0x1p-24f;
-    uint32_t whole = (uint32_t)(int32_t)(float_of(word_of(delta) & MAGNITUDE) * inverse + between); /* towards zero */
-    return (int32_t)(delta < 0 ? 0u - whole : whole);
+    int32_t whole = at_most(float_of(word_of(delta) & MAGNITUDE) * inverse + between, 32767.0f); /* towards zero */
+    return delta < 0 ? -whole : whole;
 }
 
 LOOP void do_to_steps(f4 *restrict live, const f4 *restrict base, float inverse, float scale, uint32_t threshold,
