@@ -1,6 +1,7 @@
 """Compiles the codec's inner loops; where there is no C compiler, numpy and torch do the same, several times slower."""
 
 import sys
+import sysconfig
 
 from setuptools import Extension, setup
 
@@ -9,15 +10,15 @@ from setuptools import Extension, setup
 GNU = ["-O3", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno", "-Wall", "-Wextra"]
 MICROSOFT = ["/O2", "/fp:precise"]
 
-setup(
-    ext_modules=[
-        Extension(
-            "polstore.codec._native",
-            ["polstore/codec/_native.c"],
-            extra_compile_args=MICROSOFT if sys.platform == "win32" else GNU,
-            py_limited_api=True,
-            optional=True,
-        )
-    ],
-    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+LOOPS = Extension(
+    "polstore.codec._native",
+    ["polstore/codec/_native.c"],
+    extra_compile_args=MICROSOFT if sys.platform == "win32" else GNU,
+    py_limited_api=True,
+    optional=True,
 )
+
+if sysconfig.get_config_var("Py_GIL_DISABLED"):  # a Python without the lock has no stable ABI that these could use
+    setup()
+else:
+    setup(ext_modules=[LOOPS], options={"bdist_wheel": {"py_limited_api": "cp311"}})

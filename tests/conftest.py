@@ -1,4 +1,7 @@
-"""What all tests share: GPU tests run only where there is one, and CI may demand that nothing else is skipped."""
+"""What all tests share: GPU tests run only where there is one, and CI may demand that nothing else is skipped.
+
+Tests of the codec can ask to be run with its compiled loops and again without them.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,19 @@ import importlib.util
 import os
 
 import pytest
+
+from polstore.codec import native
+
+
+@pytest.fixture(scope="module", params=["compiled", "numpy"])
+def loops(request):
+    """Have a module's tests run twice: both ways of doing the codec's inner loops must give the same bits."""
+    if request.param == "compiled" and native.compiled is None:
+        pytest.skip("the codec's loops are not compiled here, or POLSTORE_NATIVE=0")
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "numpy":
+            patch.setattr(native, "compiled", None)
+        yield request.param
 
 
 def _has_gpu() -> bool:

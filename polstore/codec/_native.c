@@ -2,19 +2,26 @@
  *
  * Every function works on whole buffers, checks that their sizes belong together, and lets go of the interpreter's
  * lock where there is much to do. No number is rounded otherwise than the source says: contraction is off (setup.py),
- * and sums are the only place where an order is chosen. Knows no encodings and no tensors; polstore/codec/native.py
- * says what each function does. Little-endian machines only; elsewhere numpy does the work.
+ * and sums are the only place where an order is chosen. Knows no encodings and no tensors; _native.pyi says what each
+ * function does. Where a compiler cannot keep to this, it is an error, and numpy does the work.
  */
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030B0000 /* Python 3.11, where buffers became a part of it */
 #include <Python.h>
 
+#include <float.h>
 #include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 
-#if PY_BIG_ENDIAN
+#if !PY_LITTLE_ENDIAN
 #error "little-endian machines only"
+#endif
+/* 16 is about types narrower than float; x87 without SSE has 2. */
+#if defined(__FAST_MATH__) || (FLT_EVAL_METHOD != 0 && FLT_EVAL_METHOD != 16)
+#error "every operation on float must be rounded to float, and NaN be NaN"
+#endif
+#if defined(_MSC_VER)
+#pragma fp_contract(off)
 #endif
 
 /* Buffers may begin anywhere, and the same memory is looked at as numbers and as bits. */
@@ -43,6 +50,7 @@ typedef uint32_t UNALIGNED u4;
 
 #define PLACE 0x9E3779B1u      /* polstore.codec.proportion.PLACE */
 #define MAGNITUDE 0x7FFFFFFFu  /* the bits of a float32 without its sign */
+#define NOT_A_NUMBER 0x7FC00000u
 #define MUCH 16384             /* elements that are worth letting go of the interpreter's lock */
 #define LANES 8                /* sums that are taken side by side */
 
@@ -77,6 +85,13 @@ ALWAYS_INLINE float float_of_half(uint32_t half)
     uint32_t small = word_of(float_of(magnitude + (113u << 23)) - float_of(113u << 23));
     uint32_t normal = magnitude + (112u << 23) + (magnitude >= (31u << 23) ? 112u << 23 : 0u);
     return float_of((magnitude < (1u << 23) ? small : normal) | ((half & 0x8000u) << 16));
+}
+
+/* A sum, or the one NaN: which of two a processor passes on, and with what sign it makes one, is nowhere laid down. */
+ALWAYS_INLINE float sum_of(float one, float other)
+{
+    float sum = one + other;
+    return sum == sum ? sum : float_of(NOT_A_NUMBER);
 }
 
 /* Integers in the order of the numbers, and small codes for small differences: polstore.codec.planes */
@@ -164,13 +179,13 @@ LOOP void do_from_upper(const u2 *restrict upper, Py_ssize_t n, u4 *restrict out
 LOOP void do_add_halves(const f4 *restrict base, const u2 *restrict halves, float scale, Py_ssize_t n, f4 *restrict out)
 {
     for (Py_ssize_t i = 0; i < n; i++)
-        out[i] = base[i] + float_of_half(halves[i]) * scale;
+        out[i] = sum_of(base[i], float_of_half(halves[i]) * scale);
 }
 
 LOOP void do_add_steps(const f4 *restrict base, const i2 *restrict steps, float scale, Py_ssize_t n, f4 *restrict out)
 {
     for (Py_ssize_t i = 0; i < n; i++)
-        out[i] = base[i] + (float)steps[i] * scale;
+        out[i] = sum_of(base[i], (float)steps[i] * scale);
 }
 
 LOOP void do_zigzag(const u2 *restrict steps, Py_ssize_t n, u2 *restrict items)
@@ -210,7 +225,7 @@ LOOP void do_from_short_difference(const u2 *restrict items, const u4 *restrict 
 {
     for (Py_ssize_t i = 0; i < n; i++) {
         uint32_t under = (uint32_t)((int32_t)ordered(base[i]) >> 18);
-        uint32_t value = under + (uint32_t)(int32_t)(int16_t)unzigzag16(items[i]);
+        uint32_t value = under + (uint32_t)(int16_t)unzigzag16(items[i]);
         out[i] = ordered(value << 18) & 0xFFFC0000u; /* of negative numbers, ordered() sets the low bits */
     }
 }
@@ -298,14 +313,20 @@ LOOP void do_to_halves(f4 *restrict live, const f4 *restrict base, float inverse
     }
 }
 
+/* What an integer cannot hold, NaN too, has to become something: the callers' bounds do not let it come to that. */
+ALWAYS_INLINE int32_t at_most(float value, float limit)
+{
+    return (int32_t)(value < limit ? value : limit);
+}
+
 LOOP void do_fine_sums(const f4 *restrict live, const f4 *restrict base, float scale, Py_ssize_t n, uint64_t *squares,
                        uint64_t *count)
 {
     uint64_t sum = 0, some = 0;
     for (Py_ssize_t i = 0; i < n; i++) {
         float delta = live[i] - base[i];
-        int32_t fine = (int32_t)(float_of(word_of(delta) & MAGNITUDE) * scale); /* towards zero */
-        sum += (uint32_t)(fine * fine);                                         /* of at most 2^12 */
+        int32_t fine = at_most(float_of(word_of(delta) & MAGNITUDE) * scale, 4096.0f); /* towards zero */
+        sum += (uint32_t)(fine * fine);
         some += delta != 0;
     }
     *squares = sum;
@@ -315,7 +336,7 @@ LOOP void do_fine_sums(const f4 *restrict live, const f4 *restrict base, float s
 ALWAYS_INLINE int32_t step_of(float delta, float inverse, uint32_t threshold)
 {
     float between = (float)(int32_t)(threshold >> 8) * 0x1p-24f;
-    int32_t whole = (int32_t)(float_of(word_of(delta) & MAGNITUDE) * inverse + between); /* towards zero */
+    int32_t whole = at_most(float_of(word_of(delta) & MAGNITUDE) * inverse + between, 32767.0f); /* towards zero */
     return delta < 0 ? -whole : whole;
 }
 
@@ -371,8 +392,15 @@ static void release(Buffers *buffers)
         PyBuffer_Release(&buffers->of[--buffers->held]);
 }
 
+static int overlap(const Py_buffer *one, const Py_buffer *other)
+{
+    const char *a = one->buf, *b = other->buf;
+    return one->len > 0 && other->len > 0 && a < b + other->len && b < a + one->len;
+}
+
 /* Take the buffers of the first arguments; `sizes` are bytes an element, negative where the buffer is written to. Returns
- * the number of elements, which all have; -1 with an exception set if they do not. */
+ * the number of elements, which all have; -1 with an exception set if they do not, or if one that is written to shares
+ * memory with another: the loops are told that none does. */
 static Py_ssize_t take(PyObject *args, const int *sizes, int count, Buffers *buffers)
 {
     Py_ssize_t elements = -1;
@@ -386,8 +414,14 @@ static Py_ssize_t take(PyObject *args, const int *sizes, int count, Buffers *buf
         }
         buffers->held++;
         Py_ssize_t length = buffers->of[i].len, own = length / size;
-        if (length % size || (elements >= 0 && own != elements)) {
+        if (length % size)
+            PyErr_Format(PyExc_ValueError, "buffer %d has %zd bytes, expected a multiple of %d", i, length, size);
+        else if (i > 0 && own != elements)
             PyErr_Format(PyExc_ValueError, "buffer %d has %zd bytes, expected %zd", i, length, elements * size);
+        for (int j = 0; j < i; j++)
+            if ((sizes[i] < 0 || sizes[j] < 0) && overlap(&buffers->of[i], &buffers->of[j]))
+                PyErr_Format(PyExc_ValueError, "buffers %d and %d share memory", j, i);
+        if (PyErr_Occurred()) {
             release(buffers);
             return -1;
         }
@@ -420,9 +454,15 @@ static Py_ssize_t take(PyObject *args, const int *sizes, int count, Buffers *buf
     if (!parsed)                                                                                                       \
         return NULL;
 
+/* That there are no arguments but the buffers. */
+#define EXACTLY(count)                                                                                                 \
+    if (PyTuple_Size(args) != (count))                                                                                 \
+        return PyErr_Format(PyExc_TypeError, "%zd arguments, expected %d", PyTuple_Size(args), count);
+
 #define PLAIN(name, loop, from, to)                                                                                    \
     FUNCTION(name)                                                                                                     \
     {                                                                                                                  \
+        EXACTLY(2)                                                                                                     \
         ARGS(from, -(to))                                                                                              \
         WORK(loop(IN(0), n, IN(1)))                                                                                    \
         Py_RETURN_NONE;                                                                                                \
@@ -436,6 +476,7 @@ PLAIN(unzigzag_steps, do_unzigzag, 2, 2)
 #define AGAINST_BASE(name, loop, from, to)                                                                             \
     FUNCTION(name)                                                                                                     \
     {                                                                                                                  \
+        EXACTLY(3)                                                                                                     \
         ARGS(from, 4, -(to))                                                                                           \
         WORK(loop(IN(0), IN(1), n, IN(2)))                                                                             \
         Py_RETURN_NONE;                                                                                                \
@@ -481,6 +522,7 @@ FUNCTION(join)
         ARGS(1, 1, -2)
         WORK(join2(IN(0), IN(1), n, IN(2)))
     } else {
+        EXACTLY(5)
         ARGS(1, 1, 1, 1, -4)
         WORK(join4(IN(0), IN(1), IN(2), IN(3), n, IN(4)))
     }
@@ -491,6 +533,8 @@ FUNCTION(distances)
 {
     int size;
     NUMBERS(2, "i", &size)
+    if (size != 4 && size != 8)
+        return PyErr_Format(PyExc_ValueError, "items of %d bytes, expected 4 or 8", size);
     Sums sums = {0};
     if (size == 4) {
         ARGS(4, 4)
@@ -509,6 +553,7 @@ FUNCTION(peak)
         ARGS(4)
         WORK(found = most(IN(0), n))
     } else {
+        EXACTLY(2)
         ARGS(4, 4)
         WORK(found = most_between(IN(0), IN(1), n))
     }

@@ -2,16 +2,17 @@
 
 Buffers are C-contiguous arrays of as many elements each, in the widths given; what is filled is named ``out``, or
 ``live`` where values are put back. A ``threshold`` is that of the buffer's first element, modulo 2^32. All raise
-ValueError for sizes that do not belong together, and BufferError for arrays that are not contiguous or not writable.
+ValueError for sizes that do not belong together, for memory that is written to and given twice, and for arrays that are
+not contiguous or not writable (BufferError, if they are not numpy's); TypeError for too few arguments or too many.
 """
 
 from polstore.codec.snapshot import Array
 
 def add_halves(base: Array, halves: Array, out: Array, scale: float) -> None:
-    """Fill float32 with ``base + half · scale``; halves as 16 bits."""
+    """Fill float32 with ``base + half · scale``; halves as 16 bits, and one NaN for all that is none."""
 
 def add_steps(base: Array, steps: Array, out: Array, scale: float) -> None:
-    """Fill float32 with ``base + step · scale``; steps as int16."""
+    """Fill float32 with ``base + step · scale``; steps as int16, and one NaN for all that is none."""
 
 def difference(values: Array, base: Array, out: Array) -> None:
     """Fill 32-bit items with the zigzag codes of differences between the ordered integers of float32."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["read_values", "write_items"]
 
 _AS_IT_IS = frozenset({Encoding.EXACT, Encoding.SCALED_DELTA})  # the source's bits are the items
-_COMPILED = TWO_BYTES - _AS_IT_IS
+_COMPILED = TWO_BYTES - _AS_IT_IS  # with loops of their own; so has DIFFERENCE, of float32
 
 
 def write_items(encoding: Encoding, dtype: str, source: Array, partner: Array | None, out: Array) -> bool:
@@ -43,7 +43,7 @@ def write_items(encoding: Encoding, dtype: str, source: Array, partner: Array | 
     for start in range(0, source.size, BLOCK):
         block = slice(start, start + BLOCK)
         under = None if partner is None else partner[block]
-        write = _write_compiled if _has_loops(encoding, dtype) else _write
+        write = _write_compiled if _has_loops(encoding, dtype, partner) else _write
         good &= write(encoding, dtype, source[block], under, out[block])
     return good
 
@@ -62,13 +62,13 @@ def read_values(encoding: Encoding, dtype: str, exponent: int, items: Array, par
     for start in range(0, items.size, BLOCK):
         block = slice(start, start + BLOCK)
         under = None if partner is None else partner[block]
-        read = _read_compiled if _has_loops(encoding, dtype) else _read
+        read = _read_compiled if _has_loops(encoding, dtype, partner) else _read
         read(encoding, dtype, exponent, items[block], under, out[block])
 
 
-def _has_loops(encoding: Encoding, dtype: str) -> bool:
+def _has_loops(encoding: Encoding, dtype: str, partner: Array | None) -> bool:
     """Say whether compiled loops do the work."""
-    if native.compiled is None:
+    if native.compiled is None or (partner is None and encoding is not Encoding.BFLOAT16):
         return False
     return encoding in _COMPILED or (encoding is Encoding.DIFFERENCE and dtype == "float32")
 

@@ -1,8 +1,9 @@
 """From items to values: the arithmetic that a writer and every reader share, bit for bit.
 
 What a lossy scheme commits is what these functions return, so a writer calls them too and never commits the values that
-it aimed for. Plain IEEE float32 operations, each rounded once, and integer operations; done block by block so that the
-temporaries stay in the cache. Implements the formulas of specs/codec.md. Does no I/O.
+it aimed for. Plain IEEE float32 operations, each rounded once, and integer operations; all NaN are one, which only a
+hostile record leads to. Done block by block so that the temporaries stay in the cache. Implements the formulas of
+specs/codec.md. Does no I/O.
 """
 
 from __future__ import annotations
@@ -85,3 +86,4 @@ def _add(base: Array, items: Array, exponent: int, out: Array, floats: Callable[
             floats(items[block], part)
             part *= scale
             np.add(base[block], part, out=part)
+            np.copyto(part, np.nan, where=np.isnan(part))  # which of two a processor passes on is nowhere laid down

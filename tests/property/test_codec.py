@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +14,8 @@ from polstore.codec.quantised import Scheme
 from polstore.codec.snapshot import CARRIER, Snapshot, Tensor, carrier_count
 from polstore.errors import MalformedError
 from polstore.wire import canonical
+
+pytestmark = pytest.mark.usefixtures("loops")
 
 KINDS = ["parameter/{}", "optimizer/{}/exp_avg", "optimizer/{}/exp_avg_sq", "optimizer/{}/z", "buffer/{}", "extra/e/{}"]
 SPECIAL = [0, 1, 0x80000000, 0x80000001, 0x7F800000, 0xFF800000, 0x7FC00000, 0x7F7FFFFF, 0x00800000, 0x007FFFFF]

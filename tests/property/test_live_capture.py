@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
@@ -9,10 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polstore.codec.live import capture, lanes
+from polstore.codec.live import capture, host_lanes, lanes
 from polstore.codec.quantise import FIDELITIES, quantise, writes_back
 from polstore.codec.snapshot import Snapshot, Tensor, bits
 from polstore.errors import TrainingError
+
+pytestmark = pytest.mark.usefixtures("loops")
 
 KEYS = ("parameter/w{}", "optimizer/w{}/exp_avg", "optimizer/w{}/exp_avg_sq", "optimizer/w{}/other", "buffer/b{}")
 SCALARS = b"\x90"
@@ -40,7 +44,27 @@ def states(draw):
             pair[1] = pair[0].copy()
         tensors[name] = pair
     base = draw(st.sampled_from(("whole", "whole", "without moments", "none")))
-    return tensors, draw(st.sampled_from((1, 7, 64))), draw(st.sampled_from((SCALARS, b"\xc0", b"\x91\x05"))), base
+    return tensors, draw(st.sampled_from((SCALARS, b"\xc0", b"\x91\x05"))), base
+
+
+@st.composite
+def cuts(draw):
+    """Into what a lane is cut: elements of a block of torch's or of a piece, elements for a thread, and threads."""
+    return draw(st.sampled_from((1, 7, 64))), draw(st.sampled_from((1, 20, 1000))), draw(st.sampled_from((1, 2)))
+
+
+@contextlib.contextmanager
+def cut(block, portion, threads):
+    before = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(lanes.BLOCK, "cpu", block)
+        patch.setattr(host_lanes, "PIECE", block)
+        patch.setattr(host_lanes, "PORTION", portion)
+        torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 def snapshot(arrays, scalars=SCALARS):
@@ -52,9 +76,9 @@ def snapshot(arrays, scalars=SCALARS):
 
 @pytest.mark.parametrize("fidelity", FIDELITIES)
 @settings(deadline=None, max_examples=100)
-@given(drawn=states())
-def test_the_capture_gives_the_bits_of_the_reference(fidelity, drawn):
-    pairs, block, scalars, kept = drawn
+@given(drawn=states(), sizes=cuts())
+def test_the_capture_gives_the_bits_of_the_reference(fidelity, drawn, sizes):
+    pairs, scalars, kept = drawn
     base = None
     if kept != "none":
         names = [name for name in pairs if kept == "whole" or not name.startswith("optimizer/")]
@@ -62,8 +86,7 @@ def test_the_capture_gives_the_bits_of_the_reference(fidelity, drawn):
     before = snapshot({name: pair[1] for name, pair in pairs.items()}, scalars)
     live = {name: torch.from_numpy(pair[1].copy()) for name, pair in pairs.items()}
     expected = quantise(before, base, fidelity)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(lanes.BLOCK, "cpu", block)
+    with cut(*sizes):
         captured = capture.Capture(fidelity).take(live, scalars, base)
     for wanted, got in zip(expected.tensors, captured.committed.tensors, strict=True):
         assert np.array_equal(bits(wanted.data), bits(got.data)), wanted.name

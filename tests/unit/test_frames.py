@@ -20,6 +20,8 @@ from polstore.errors import DamagedError, MalformedError, PolstoreError, UsageEr
 from polstore.wire import canonical
 from polstore.wire.state import ITEM_SIZE, MAX_SCALARS
 
+pytestmark = pytest.mark.usefixtures("loops")
+
 WRITEBACK = "float16-writeback"
 SCALARS = canonical.encode(("lr", 0.1))
 

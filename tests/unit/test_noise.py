@@ -10,6 +10,8 @@ from polstore.errors import ReplayError, UsageError
 from polverify.distance import METRICS, Criterion, check_d_ref, normalised, reproduction_error
 from polverify.noise import Floor, Replayed, gap, largest_gap, measure, shaken, size
 
+pytestmark = pytest.mark.usefixtures("loops")
+
 GENERATOR = np.random.default_rng(1)
 
 

@@ -5,6 +5,8 @@ import pytest
 
 from polstore.codec import halves, planes
 
+pytestmark = pytest.mark.usefixtures("loops")
+
 EVERY_HALF = np.arange(1 << 16, dtype="<u2")
 
 

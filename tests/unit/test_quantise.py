@@ -16,6 +16,8 @@ from polstore.codec.quantised import Scheme
 from polstore.codec.snapshot import Snapshot, Tensor
 from polstore.errors import MalformedError, MissingError, TrainingError, UsageError
 
+pytestmark = pytest.mark.usefixtures("loops")
+
 WRITEBACK, COMPACT = "float16-writeback", "compact-writeback"
 SCALARS = b"\xc0"
 WEIGHT, FIRST, SECOND = "parameter/w", "optimizer/w/exp_avg", "optimizer/w/exp_avg_sq"

@@ -9,6 +9,8 @@ from polstore.codec.quantise import quantise
 from polstore.codec.snapshot import BLOCK, Snapshot, Tensor
 from polverify.rounding import hides_training
 
+pytestmark = pytest.mark.usefixtures("loops")
+
 SIZE = BLOCK + 1000  # so that there is more than one block
 
 

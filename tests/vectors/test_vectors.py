@@ -45,6 +45,12 @@ def test_polstore_passes(name: str, case: dict[str, Any]) -> None:
     assert type(caught.value).__name__ == case["error"]
 
 
+def test_the_codec_passes_with_compiled_loops_and_without(loops) -> None:
+    for case in FILES["codec"]["cases"]:
+        test_polstore_passes("codec", case)
+    test_regeneration_is_byte_identical("codec")
+
+
 def check(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tools.check_vectors", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from hashlib import sha256
-from math import frexp, inf, isfinite, ldexp, prod
+from math import frexp, inf, isfinite, isnan, ldexp, prod
 from typing import Any
 
 from tools.checker import canonical, merkle, records, state_digest
@@ -49,6 +49,8 @@ def _rounded(value: float) -> float:
 
 
 def _word(value: float) -> int:
+    if isnan(value):
+        return 0x7FC00000
     return int.from_bytes(struct.pack("<f", value), "little")
 
 

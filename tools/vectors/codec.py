@@ -238,6 +238,8 @@ def _stored() -> list[Case]:
         _case("stored-compact", "the encodings of compact-writeback", *_compact()),
         _case("stored-compact-example", "the worked example of compact-writeback", *_compact_example()),
         _case("stored-compact-overflow", "a step of 2^124 times 16 384, of which nothing comes", *_steps_overflow()),
+        _case("stored-scaled-nan", "halves and a base of which one NaN comes, or infinity", *_halves_nan()),
+        _case("stored-stepped-nan", "a base that is NaN, and another that is infinite", *_steps_nan()),
         _case("stored-low-precision", "float8, bfloat16 and float16, each kept to the bit", *_low_precision()),
         _case("stored-bfloat16-on-integers", "an encoding for float32 on another dtype", *_short_of_integers()),
         _case("stored-short-difference-no-base", "a difference, but the record names no base", *_short_without_base()),
@@ -388,6 +390,18 @@ def _steps_overflow() -> tuple[bytes, Snapshot, dict[bytes, bytes]]:
     rows = tuple(StoredTensor(entry, Encoding.STEPPED_DELTA, 124) for entry in result.entries())
     group = StoredGroup(Encoding.STEPPED_DELTA, 2, 2, (low, high))
     return StoredSnapshot(result.digest(), base.digest(), SCALARS, rows, (group,)).encode(), base, frames
+
+
+def _halves_nan() -> _Stored:
+    """Of two NaN, or of opposite infinities, processors make different ones; the last sum is infinite."""
+    words = [0x7F800001, 0xFFC12345, 0xFFFFFFFF, 0x3F800000, 0x3F800000, 0x7F800000, 0xFF800000, 0x3F800000]
+    base = Snapshot((_floats(SECOND, words),), SCALARS)
+    return _items(Encoding.SCALED_DELTA, [0x3C00, 0xFE33, 0x7C01, 0x7C01, 0xFFFF, 0xFC00, 0x7C00, 0xFC00], base)
+
+
+def _steps_nan() -> _Stored:
+    base = Snapshot((_floats(SECOND, [0x7F800001, 0xFFC12345, 0x7F800000]),), SCALARS)
+    return _items(Encoding.STEPPED_DELTA, [0, 1, 0xFFFF], base)
 
 
 def _low_precision() -> tuple[bytes, Snapshot, dict[bytes, bytes]]:
