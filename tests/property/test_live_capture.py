@@ -191,3 +191,17 @@ def test_strided_tensors_are_written_back_where_they_are():
     assert got.digest() == wanted.digest()
     assert np.array_equal(live.contiguous().numpy().ravel(), wanted.tensors[0].data)
     assert live.stride() == (1, 4)
+
+
+def test_a_graph_that_outlives_a_capture_is_not_walked_back_with_other_values():
+    taker = capture.Capture("float16-writeback")
+    weight = torch.nn.Parameter(torch.linspace(0.1, 1, 50))
+    base = taker.take({"parameter/w": weight}, SCALARS, None).committed
+    with torch.no_grad():
+        weight += 1e-3
+    loss = (weight * weight).sum()
+    before = weight._version
+    taker.take({"parameter/w": weight}, SCALARS, base)
+    assert weight._version > before  # by which the recorder, too, tells that a step changed the model
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

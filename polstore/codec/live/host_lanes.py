@@ -11,6 +11,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
+from torch.autograd.graph import increment_version
 
 from polstore.codec import native
 from polstore.codec.live.lanes import parts_of
@@ -126,8 +127,11 @@ class HostLane:
                 loops.to_halves(piece.live, piece.base, own, 2.0**-exponent, 2.0**exponent, write_back)
 
         self._each(work)
-        for row, values in self._strided if write_back else ():
-            row.put(values)
+        if write_back:
+            for row, values in self._strided:
+                row.put(values)
+            for row in self.rows:
+                increment_version(row.live)  # as torch does itself, so that backward() sees a change under its feet
 
     def parts(self, exponents: Sequence[int], items: torch.Tensor) -> Iterator[Quantised]:
         """Yield how each tensor's committed values come about, given its items."""

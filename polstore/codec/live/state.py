@@ -149,7 +149,10 @@ class LiveState:
         What was made in inference mode has no such number; the next snapshot refuses it.
         """
         tensors = (*self.model.parameters(), *self.model.buffers())
-        return sum(tensor._version for tensor in tensors if not tensor.is_inference())  # no public way
+        try:  # no public way
+            return sum(tensor._version for tensor in tensors)
+        except RuntimeError:  # asking each first would take as long as all the rest
+            return sum(tensor._version for tensor in tensors if not tensor.is_inference())
 
     def gradient_versions(self) -> tuple[tuple[int, int], ...]:
         """Return what is another value once gradients were computed."""
