@@ -1,4 +1,4 @@
-"""Compiles the codec's inner loops; where there is no C compiler, numpy and torch do the same, several times slower."""
+"""Compiles the codec's inner loops; where there is no C compiler, numpy and torch do the same, more slowly."""
 
 import sys
 import sysconfig
