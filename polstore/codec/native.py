@@ -1,8 +1,8 @@
 """The codec's inner loops, compiled where there was a C compiler when this was installed.
 
-Where not, `compiled` is None, and the modules that ask for it go on in numpy or torch: the same bits, more slowly. Which
-of the two did the work shows nowhere in what is stored, but for the last digits of norms, whose order of summation is
-free. With POLSTORE_NATIVE=0 in the environment the compiled loops are left alone.
+Where not, `compiled` is None, and the modules that ask for it go on in numpy or torch: the same bits, more slowly. Of
+which did the work, nothing shows in what is stored but the last digits of norms, whose order of summation is free. With
+POLSTORE_NATIVE=0 in the environment the compiled loops are left alone.
 """
 
 from __future__ import annotations

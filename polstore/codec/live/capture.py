@@ -1,10 +1,10 @@
 """Capturing the live state as it will be committed: quantised where it lives, written back, and copied out.
 
-The values are those of `polstore.codec.quantise`, bit for bit; a property test compares the two. Here they come from a
-few passes of torch over blocks that stay in the cache, on the device of the training, and only what has to be stored
-leaves it: 2 bytes of 4 for weights. What is committed as it is, is copied. What is out of the ordinary (NaN,
-infinities, numbers near the largest) goes through the reference implementation. Encoding, hashing and compressing are
-not done here.
+The values are those of `polstore.codec.quantise`, bit for bit; a property test compares the two. Here they come from
+two passes of the compiled loops, or from a few passes of torch over blocks that stay in the cache: on the device of the
+training, and only what has to be stored leaves it, 2 bytes of 4 for weights. What is committed as it is, is copied.
+What is out of the ordinary (NaN, infinities, numbers near the largest) goes through the reference implementation.
+Encoding, hashing and compressing are not done here.
 """
 
 from __future__ import annotations
