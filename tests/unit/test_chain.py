@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 from dataclasses import replace
-from threading import Event, current_thread
 
 import numpy as np
 import pytest
@@ -323,25 +322,6 @@ def test_however_a_snapshot_is_shared_out_among_threads_the_outcome_is_the_same(
         first = frames_of(stored.records[digest], "parameter/1")[0]
         wrong = stored.frames[first]
         assert (caught.value.expected, caught.value.got) == (f"{len(wrong) - 1} bytes", f"{len(wrong)} bytes")
-
-
-def test_the_first_error_counts_whichever_thread_is_first(monkeypatch) -> None:
-    monkeypatch.setattr(threads.os, "cpu_count", lambda: 4)
-    second_failed = Event()
-
-    def work(number: int) -> int:
-        if number == 1:
-            assert second_failed.wait(10)
-            raise MalformedError("the first")
-        if number == 2:
-            second_failed.set()
-            raise MalformedError("the second")
-        return number * number
-
-    assert threads.in_order(lambda number: number * number, range(9)) == [n * n for n in range(9)]
-    with pytest.raises(MalformedError, match="the first"):
-        threads.in_order(work, range(4))
-    assert threads.in_order(lambda _: current_thread(), [0]) == [current_thread()]
 
 
 def test_bases_are_hashed_only_when_somebody_asks_for_them(stored, monkeypatch) -> None:
