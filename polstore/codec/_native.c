@@ -301,15 +301,11 @@ LOOP uint32_t most_between(const f4 *restrict live, const f4 *restrict base, Py_
 LOOP void do_to_halves(f4 *restrict live, const f4 *restrict base, float inverse, float scale, int back, Py_ssize_t n,
                        u2 *restrict items)
 {
-    if (!back) {
-        for (Py_ssize_t i = 0; i < n; i++)
-            items[i] = (uint16_t)half_of((live[i] - base[i]) * inverse);
-        return;
-    }
     for (Py_ssize_t i = 0; i < n; i++) {
         uint32_t half = half_of((live[i] - base[i]) * inverse);
         items[i] = (uint16_t)half;
-        live[i] = base[i] + float_of_half(half) * scale;
+        if (back)
+            live[i] = base[i] + float_of_half(half) * scale;
     }
 }
 
@@ -343,15 +339,11 @@ ALWAYS_INLINE int32_t step_of(float delta, float inverse, uint32_t threshold)
 LOOP void do_to_steps(f4 *restrict live, const f4 *restrict base, float inverse, float scale, uint32_t threshold,
                       int back, Py_ssize_t n, i2 *restrict items)
 {
-    if (!back) {
-        for (Py_ssize_t i = 0; i < n; i++)
-            items[i] = (int16_t)step_of(live[i] - base[i], inverse, threshold + (uint32_t)i * PLACE);
-        return;
-    }
     for (Py_ssize_t i = 0; i < n; i++) {
         int32_t step = step_of(live[i] - base[i], inverse, threshold + (uint32_t)i * PLACE);
         items[i] = (int16_t)step;
-        live[i] = base[i] + (float)step * scale;
+        if (back)
+            live[i] = base[i] + (float)step * scale;
     }
 }
 
@@ -365,15 +357,11 @@ ALWAYS_INLINE uint32_t upper_of(uint32_t word, uint32_t threshold, int dropped, 
 LOOP void do_to_upper(u4 *restrict live, uint32_t threshold, int dropped, uint32_t keep, int back, Py_ssize_t n,
                       u2 *restrict items)
 {
-    if (!back) {
-        for (Py_ssize_t i = 0; i < n; i++)
-            items[i] = (uint16_t)upper_of(live[i], threshold + (uint32_t)i * PLACE, dropped, keep);
-        return;
-    }
     for (Py_ssize_t i = 0; i < n; i++) {
         uint32_t upper = upper_of(live[i], threshold + (uint32_t)i * PLACE, dropped, keep);
         items[i] = (uint16_t)upper;
-        live[i] = upper << 16;
+        if (back)
+            live[i] = upper << 16;
     }
 }
 

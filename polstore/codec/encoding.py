@@ -37,7 +37,9 @@ from polstore.wire.state import state_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from concurrent.futures import Future
 
+    from polstore.codec.packing import Frames
     from polstore.codec.snapshot import Tensor
     from polstore.wire.state import TensorEntry
 
@@ -172,7 +174,9 @@ class _Writer:
         self._put = put
         self._packing = packing
         self._streams: dict[tuple[Encoding, int], _Stream] = {}
-        self._begun: deque[tuple[tuple[Encoding, int], _Stream, Array]] = deque()  # groups that are being packed
+        self._begun: deque[tuple[tuple[Encoding, int], _Stream, int, Future[Frames]]] = (
+            deque()
+        )  # groups, by their items
 
     def add(self, part: Quantised) -> StoredTensor:
         """Encode a tensor and return its row."""
@@ -211,23 +215,21 @@ class _Writer:
         if not stream.filled:
             return
         items = stream.buffer[: stream.filled]
-        self._packing.begin(items)
-        self._begun.append((key, stream, items))
-        if self._packing.due():
+        self._begun.append((key, stream, items.size, self._packing.begin(items)))
+        if len(self._begun) > self._packing.ahead:
             self._take()
-        if self._begun:  # which may be this one
+        if self._begun:  # this one is the last of them
             stream.buffer = np.empty_like(stream.buffer)
         stream.filled = 0
 
     def _take(self) -> None:
         """Hand out the frames of the first group that is being packed."""
-        key, stream, items = self._begun.popleft()
-        frames = self._packing.take()
-        for digest, frame in frames:
+        key, stream, count, packed = self._begun.popleft()
+        found = []
+        for digest, frame in packed.result():
             self._put(digest, frame)
-        stream.groups.append(
-            StoredGroup(*key, items.size, tuple(StoredFrame(digest, len(frame)) for digest, frame in frames))
-        )
+            found.append(StoredFrame(digest, len(frame)))
+        stream.groups.append(StoredGroup(*key, count, tuple(found)))
 
 
 def _write(row: StoredTensor, part: Quantised, elements: slice, source: Array, out: Array) -> None:

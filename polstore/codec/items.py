@@ -7,6 +7,7 @@ cache. Which encoding a tensor gets is decided in `polstore.codec.encoding`; the
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,12 +40,12 @@ def write_items(encoding: Encoding, dtype: str, source: Array, partner: Array | 
     Returns:
         Whether the items lead back to the source; if not, it has bits that the encoding drops.
     """
+    write = _write_compiled if _has_loops(encoding, dtype, partner) else partial(_write, dtype)
     good = True
     for start in range(0, source.size, BLOCK):
         block = slice(start, start + BLOCK)
         under = None if partner is None else partner[block]
-        write = _write_compiled if _has_loops(encoding, dtype, partner) else _write
-        good &= write(encoding, dtype, source[block], under, out[block])
+        good &= write(encoding, source[block], under, out[block])
     return good
 
 
@@ -59,11 +60,11 @@ def read_values(encoding: Encoding, dtype: str, exponent: int, items: Array, par
         partner: the base's values of the same range, for those encodings that need them.
         out: 1-D, in the carrier's dtype, as many as there are items.
     """
+    read = _read_compiled if _has_loops(encoding, dtype, partner) else partial(_read, dtype)
     for start in range(0, items.size, BLOCK):
         block = slice(start, start + BLOCK)
         under = None if partner is None else partner[block]
-        read = _read_compiled if _has_loops(encoding, dtype, partner) else _read
-        read(encoding, dtype, exponent, items[block], under, out[block])
+        read(encoding, exponent, items[block], under, out[block])
 
 
 def _has_loops(encoding: Encoding, dtype: str, partner: Array | None) -> bool:
@@ -73,7 +74,7 @@ def _has_loops(encoding: Encoding, dtype: str, partner: Array | None) -> bool:
     return encoding in _COMPILED or (encoding is Encoding.DIFFERENCE and dtype == "float32")
 
 
-def _write_compiled(encoding: Encoding, dtype: str, source: Array, partner: Array | None, out: Array) -> bool:  # noqa: ARG001
+def _write_compiled(encoding: Encoding, source: Array, partner: Array | None, out: Array) -> bool:
     if encoding is Encoding.STEPPED_DELTA:
         native.compiled.zigzag_steps(source, out)
         return True
@@ -90,14 +91,7 @@ def _write_compiled(encoding: Encoding, dtype: str, source: Array, partner: Arra
     return np.array_equal(back, bits(source))
 
 
-def _read_compiled(
-    encoding: Encoding,
-    dtype: str,  # noqa: ARG001 - as _read has it
-    exponent: int,
-    items: Array,
-    partner: Array | None,
-    out: Array,
-) -> None:
+def _read_compiled(encoding: Encoding, exponent: int, items: Array, partner: Array | None, out: Array) -> None:
     if encoding is Encoding.BFLOAT16 or partner is None:
         native.compiled.from_rotated(items, out)
     elif encoding is Encoding.STEPPED_DELTA:
@@ -110,7 +104,7 @@ def _read_compiled(
         native.compiled.from_difference(items, partner, out)
 
 
-def _read(encoding: Encoding, dtype: str, exponent: int, items: Array, partner: Array | None, out: Array) -> None:
+def _read(dtype: str, encoding: Encoding, exponent: int, items: Array, partner: Array | None, out: Array) -> None:
     if encoding is Encoding.BFLOAT16:
         from_upper(_rotated(items, 15), out)
     elif partner is None or encoding is Encoding.EXACT:
@@ -123,7 +117,7 @@ def _read(encoding: Encoding, dtype: str, exponent: int, items: Array, partner: 
         bits(out)[:] = _pattern(encoding, dtype, items, _predicted(encoding, dtype, partner))
 
 
-def _write(encoding: Encoding, dtype: str, source: Array, partner: Array | None, out: Array) -> bool:
+def _write(dtype: str, encoding: Encoding, source: Array, partner: Array | None, out: Array) -> bool:
     if encoding is Encoding.STEPPED_DELTA:
         out[:] = planes.zigzag(source)
         return True

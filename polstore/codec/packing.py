@@ -7,7 +7,6 @@ in half the time. Does no I/O.
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
     from polstore.codec.snapshot import Array
 
-__all__ = ["Packing"]
+__all__ = ["Frames", "Packing"]
 
 LARGE = 1 << 19  # bytes of a group that is worth waking another thread
 AHEAD = 2  # groups that may wait to be packed: enough that neither thread waits for the other
@@ -31,12 +30,15 @@ class Packing:
 
     Args:
         beside: whether another thread packs; it starts with the first large group.
+
+    Attributes:
+        ahead: how many groups may be begun whose frames nobody has taken.
     """
 
     def __init__(self, *, beside: bool) -> None:
+        self.ahead = AHEAD if beside else 0
         self._packer, self._other = Packer(), Packer()  # each for one thread
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="polstore-pack") if beside else None
-        self._begun: deque[Future[Frames]] = deque()
 
     def __enter__(self) -> Packing:
         return self
@@ -47,26 +49,20 @@ class Packing:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def begin(self, items: Array) -> None:
+    def begin(self, items: Array) -> Future[Frames]:
         """Begin to pack a group.
 
         Args:
-            items: 1-D unsigned integers, which must not change until `take` has returned their frames.
+            items: 1-D unsigned integers, which must not change before the result is there.
+
+        Returns:
+            Its frames, or what `polstore.codec.framing.Packer` raises.
         """
         if self._pool is not None and items.nbytes >= LARGE:
-            self._begun.append(self._pool.submit(_packed, self._other, items))
-            return
+            return self._pool.submit(_packed, self._other, items)
         done: Future[Frames] = Future()
         done.set_result(_packed(self._packer, items))
-        self._begun.append(done)
-
-    def due(self) -> bool:
-        """Whether so many groups are begun that one is to be taken."""
-        return len(self._begun) > (0 if self._pool is None else AHEAD)
-
-    def take(self) -> Frames:
-        """Return the frames of the first group not yet taken; raises what `polstore.codec.framing.Packer` raises."""
-        return self._begun.popleft().result()
+        return done
 
 
 def _packed(packer: Packer, items: Array) -> Frames:

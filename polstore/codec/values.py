@@ -43,22 +43,14 @@ SHORT_DIFFERENCE_BITS = 18  # and this 5
 
 def add_halves(base: Array, halves: Array, exponent: int, out: Array | None = None) -> Array:
     """Return ``base + half · 2^exponent`` in float32, each operation rounded once (1-D ``<f4``)."""
-    out = np.empty(base.size, "<f4") if out is None else out
-    if native.compiled is not None:
-        native.compiled.add_halves(base, halves, out, 2.0**exponent)
-    else:
-        _add(base, halves, exponent, out, from_halves)
-    return out
+    loop = None if native.compiled is None else native.compiled.add_halves
+    return _add(base, halves, exponent, out, loop, from_halves)
 
 
 def add_steps(base: Array, steps: Array, exponent: int, out: Array | None = None) -> Array:
     """Return ``base + step · 2^exponent`` in float32, each operation rounded once (steps 1-D ``<i2``)."""
-    out = np.empty(base.size, "<f4") if out is None else out
-    if native.compiled is not None:
-        native.compiled.add_steps(base, steps, out, 2.0**exponent)
-    else:
-        _add(base, steps, exponent, out, _from_steps)
-    return out
+    loop = None if native.compiled is None else native.compiled.add_steps
+    return _add(base, steps, exponent, out, loop, _from_steps)
 
 
 def from_upper(upper: Array, out: Array | None = None) -> Array:
@@ -77,7 +69,19 @@ def _from_steps(steps: Array, out: Array) -> None:
     out[:] = steps
 
 
-def _add(base: Array, items: Array, exponent: int, out: Array, floats: Callable[[Array, Array], object]) -> None:
+def _add(
+    base: Array,
+    items: Array,
+    exponent: int,
+    out: Array | None,
+    loop: Callable[[Array, Array, Array, float], None] | None,
+    floats: Callable[[Array, Array], object],
+) -> Array:
+    """Add scaled items to the base by a compiled loop, or with what turns items into floats."""
+    out = np.empty(base.size, "<f4") if out is None else out
+    if loop is not None:
+        loop(base, items, out, 2.0**exponent)
+        return out
     scale = np.float32(2.0**exponent)
     with np.errstate(all="ignore"):  # a hostile record may overflow; its digest will not match
         for start in range(0, base.size, BLOCK):
@@ -87,3 +91,4 @@ def _add(base: Array, items: Array, exponent: int, out: Array, floats: Callable[
             part *= scale
             np.add(base[block], part, out=part)
             np.copyto(part, np.nan, where=np.isnan(part))  # which of two a processor passes on is nowhere laid down
+    return out

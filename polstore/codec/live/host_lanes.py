@@ -14,7 +14,7 @@ import torch
 from torch.autograd.graph import increment_version
 
 from polstore.codec import native
-from polstore.codec.live.lanes import parts_of
+from polstore.codec.live.lanes import Strung
 from polstore.codec.live.rules import SMALLEST
 from polstore.codec.proportion import FINE_BITS, PLACE, exponent_of_steps, tensor_key
 from polstore.codec.quantise import Role, dropped_bits, exponent_of
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from polstore.codec.live.lanes import Row, Rule
-    from polstore.codec.quantised import Quantised
     from polstore.codec.snapshot import Array
 
 __all__ = ["HostLane"]
@@ -46,20 +45,12 @@ class Piece(NamedTuple):
     items: slice
 
 
-class HostLane:
-    """Tensors of one role on the CPU. A tensor that is not contiguous is copied, and put back at the end."""
-
-    device = torch.device("cpu")
+class HostLane(Strung):
+    """Tensors on the CPU that the compiled loops work through."""
 
     def __init__(self, role: Role, rule: Rule, rows: list[Row], fidelity: str) -> None:
-        self.role = role
-        self.rule = rule
-        self.rows = rows
-        self.count = sum(row.live.numel() for row in rows)
+        super().__init__(role, rule, rows, torch.device("cpu"))
         self._fidelity = fidelity
-        self._flat = [row.live.contiguous().view(-1) for row in rows]
-        pairs = zip(rows, self._flat, strict=True)
-        self._strided = [(row, flat) for row, flat in pairs if not row.live.is_contiguous()]
         self._pieces = list(self._cut())
 
     def only(self, rows: list[Row]) -> HostLane:
@@ -71,19 +62,15 @@ class HostLane:
 
     def peaks(self) -> list[float]:
         """Return each tensor's largest magnitude, of weights less their base; NaN or infinite if these loops cannot."""
-        for row, flat in self._strided:
-            flat.view(row.shape).copy_(row.live)
+        self._gather()
 
         def peak(piece: Piece) -> float:
             return (
                 native.compiled.peak(piece.live) if piece.base is None else native.compiled.peak(piece.live, piece.base)
             )
 
-        peaks = [0.0] * len(self.rows)
-        for piece, found in zip(self._pieces, self._each(peak), strict=True):
-            known = peaks[piece.number]
-            if not found <= known and known == known:  # neither smaller, nor is there a NaN already
-                peaks[piece.number] = found
+        numbers = (piece.number for piece in self._pieces)
+        peaks = self._largest(zip(numbers, self._each(peak), strict=True))
         if self.rule.scheme is Scheme.STEPPED_DELTA:
             return [math.inf if 0 < found < SMALLEST else found for found in peaks]
         return peaks
@@ -128,14 +115,9 @@ class HostLane:
 
         self._each(work)
         if write_back:
-            for row, values in self._strided:
-                row.put(values)
+            self._put_back()
             for row in self.rows:
                 increment_version(row.live)  # as torch does itself, so that backward() sees a change under its feet
-
-    def parts(self, exponents: Sequence[int], items: torch.Tensor) -> Iterator[Quantised]:
-        """Yield how each tensor's committed values come about, given its items."""
-        return parts_of(self.rule, self.rows, exponents, items)
 
     def _each(self, work: Callable[[Piece], T]) -> list[T]:
         """Return what ``work`` returns for each piece."""

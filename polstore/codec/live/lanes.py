@@ -16,11 +16,11 @@ from polstore.codec.quantise import Role
 from polstore.codec.quantised import Quantised, Scheme
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from polstore.codec.snapshot import Array, Tensor
 
-__all__ = ["BLOCK", "Block", "Lane", "Row", "Rule", "Workspace", "parts_of"]
+__all__ = ["BLOCK", "Block", "Lane", "Row", "Rule", "Strung", "Workspace"]
 
 # Elements in flight: 1 MiB of float32 stays in the cache of a core; a GPU has none of that size and wants few calls.
 BLOCK = {"cpu": 1 << 18, "cuda": 1 << 26}
@@ -139,31 +139,57 @@ class Rule(Protocol):
         """Return items on the host as `Quantised` wants them."""
 
 
-def parts_of(rule: Rule, rows: Sequence[Row], exponents: Sequence[int], items: torch.Tensor) -> Iterator[Quantised]:
-    """Yield how each tensor's committed values come about, given the items of all, one after the other, on the host."""
-    flat = rule.array(items)
-    alone = rule.scheme is Scheme.BFLOAT16
-    start = 0
-    for row, exponent in zip(rows, exponents, strict=True):
-        own = flat[start : start + row.live.numel()]
-        start += own.size
-        partner = None if alone else row.partner
-        yield Quantised(row.name, row.dtype, row.shape, partner, rule.scheme, exponent, own)
+class Strung:
+    """Tensors of one role on one device, one after the other.
 
+    One that is not contiguous is copied before it is worked on, and put back at the end.
+    """
 
-class Lane:
-    """Tensors of one role on one device. A tensor that is not contiguous is copied, and put back at the end."""
-
-    def __init__(self, role: Role, rule: Rule, rows: list[Row], workspace: Workspace) -> None:
+    def __init__(self, role: Role, rule: Rule, rows: list[Row], device: torch.device) -> None:
         self.role = role
         self.rule = rule
         self.rows = rows
-        self.workspace = workspace
-        self.device = workspace.values.device
+        self.device = device
         self.count = sum(row.live.numel() for row in rows)
         self._flat = [row.live.contiguous().view(-1) for row in rows]
         pairs = zip(rows, self._flat, strict=True)
         self._strided = [(row, flat) for row, flat in pairs if not row.live.is_contiguous()]
+
+    def parts(self, exponents: Sequence[int], items: torch.Tensor) -> Iterator[Quantised]:
+        """Yield how each tensor's committed values come about, given its items on the host."""
+        flat = self.rule.array(items)
+        alone = self.rule.scheme is Scheme.BFLOAT16
+        start = 0
+        for row, exponent in zip(self.rows, exponents, strict=True):
+            own = flat[start : start + row.live.numel()]
+            start += own.size
+            partner = None if alone else row.partner
+            yield Quantised(row.name, row.dtype, row.shape, partner, self.rule.scheme, exponent, own)
+
+    def _gather(self) -> None:
+        for row, flat in self._strided:
+            flat.view(row.shape).copy_(row.live)
+
+    def _put_back(self) -> None:
+        for row, flat in self._strided:
+            row.put(flat)
+
+    def _largest(self, found: Iterable[tuple[int, float]]) -> list[float]:
+        """Return each tensor's largest, given tensors by their numbers and magnitudes in them; NaN if there is one."""
+        peaks = [0.0] * len(self.rows)
+        for number, peak in found:
+            known = peaks[number]
+            if not peak <= known and known == known:  # neither smaller, nor is there a NaN already
+                peaks[number] = peak
+        return peaks
+
+
+class Lane(Strung):
+    """Tensors that torch works through, on any device."""
+
+    def __init__(self, role: Role, rule: Rule, rows: list[Row], workspace: Workspace) -> None:
+        super().__init__(role, rule, rows, workspace.values.device)
+        self.workspace = workspace
         self.blocks = list(self._cut())
         self._extremes: torch.Tensor | None = None  # of each run, one after the other
 
@@ -173,8 +199,7 @@ class Lane:
 
     def begin(self) -> None:
         """Begin to find the smallest and the largest of every run, for `peaks`; a GPU need not be waited for."""
-        for row, flat in self._strided:
-            flat.view(row.shape).copy_(row.live)
+        self._gather()
         found: list[torch.Tensor] = []
         for block in self.blocks:
             if self.role is Role.WEIGHT:
@@ -185,14 +210,14 @@ class Lane:
 
     def peaks(self) -> list[float]:
         """Return each tensor's largest magnitude by its rule, as `begin` found it; NaN if it has one."""
-        peaks = [0.0] * len(self.rows)
         flat = [] if self._extremes is None else self._extremes.tolist()
         runs = (run for block in self.blocks for run in block.runs)
-        for run, low, high in zip(runs, flat[::2], flat[1::2], strict=True):
-            peak, known = self.rule.peak(low, high), peaks[run.number]
-            if not peak <= known and known == known:  # neither smaller, nor is there a NaN already
-                peaks[run.number] = peak
-        return peaks
+        extremes = zip(runs, flat[::2], flat[1::2], strict=True)
+        return self._largest((run.number, self.rule.peak(low, high)) for run, low, high in extremes)
+
+    def exponents(self, peaks: Sequence[float]) -> list[int]:
+        """Return the exponent of each tensor's scale."""
+        return self.rule.exponents(self, peaks)
 
     def quantise(self, exponents: Sequence[int], salt: bytes, items: torch.Tensor, *, write_back: bool) -> None:
         """Fill the items of all tensors, one after the other, and put the committed values into the live ones."""
@@ -204,16 +229,8 @@ class Lane:
             self.rule.apply(self, block, exponents, salt, own)
             if write_back:
                 block.write_back()
-        for row, flat in self._strided if write_back else ():
-            row.put(flat)
-
-    def parts(self, exponents: Sequence[int], items: torch.Tensor) -> Iterator[Quantised]:
-        """Yield how each tensor's committed values come about, given its items on the host."""
-        return parts_of(self.rule, self.rows, exponents, items)
-
-    def exponents(self, peaks: Sequence[float]) -> list[int]:
-        """Return the exponent of each tensor's scale."""
-        return self.rule.exponents(self, peaks)
+        if write_back:
+            self._put_back()
 
     def _cut(self) -> Iterator[Block]:
         whole = self.workspace.values.numel()
